@@ -1,0 +1,47 @@
+package flow
+
+// EventKind is what a kernel message says about a flow.
+type EventKind uint8
+
+const (
+	EventNew     EventKind = iota // the entry was created
+	EventUpdate                   // something of it changed
+	EventDestroy                  // it is gone
+	EventDump                     // it was found by a dump: its whole state
+)
+
+func (k EventKind) String() string {
+	switch k {
+	case EventNew:
+		return "NEW"
+	case EventUpdate:
+		return "UPDATE"
+	case EventDestroy:
+		return "DESTROY"
+	case EventDump:
+		return "DUMP"
+	}
+	return "?"
+}
+
+// Event is one kernel message about a flow.
+type Event struct {
+	Flow   Flow
+	Kind   EventKind
+	PortID uint32 // netlink port of the socket that made the change, 0 for traffic and timers
+}
+
+// BatchSize is how many events travel between goroutines at once.
+const BatchSize = 64
+
+// Batch carries events from the goroutine that read them to the loop. Whoever
+// holds the pointer owns it.
+type Batch struct {
+	Events  [BatchSize]Event
+	N       int  // events in use
+	Overrun bool // the kernel dropped events after those of this batch
+}
+
+// Handle names an entry of a cache: an index into its slab, 0 for none. It stays
+// valid until the entry is removed.
+type Handle uint32
