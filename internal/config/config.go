@@ -1,0 +1,158 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is a validated configuration. It holds values only: a copy of the
+// struct shares its lists, which nobody changes after Parse.
+type Config struct {
+	Node   Node
+	Sync   Sync
+	Events Events
+	Cache  Cache
+	Commit Commit
+	Purge  Purge
+	Filter Filter
+	Links  []Link // 1 to MaxLinks; the first is used until it fails
+}
+
+// MaxLinks is how many dedicated links a configuration may have.
+const MaxLinks = 8
+
+// Node says who this daemon is and how to talk to it.
+type Node struct {
+	Name     string // empty: the caller uses the host name
+	Socket   string // path of the control socket, at most 107 octets
+	LogLevel LogLevel
+}
+
+// LogLevel is the lowest level that is logged.
+type LogLevel string
+
+// The levels, most talkative first.
+const (
+	LogDebug LogLevel = "debug"
+	LogInfo  LogLevel = "info"
+	LogWarn  LogLevel = "warn"
+	LogError LogLevel = "error"
+)
+
+// Mode is how changes are carried to the peers.
+type Mode string
+
+// The synchronisation modes.
+const (
+	ModeFTFW    Mode = "ftfw"    // numbered, acknowledged, resent
+	ModeNotrack Mode = "notrack" // best effort
+	ModeAlarm   Mode = "alarm"   // periodic refresh
+)
+
+// Wire is the dialect spoken on the links.
+type Wire string
+
+// The dialects.
+const (
+	WireSyncd      Wire = "syncd"      // sealed datagrams
+	WireConntrackd Wire = "conntrackd" // what conntrackd sends and accepts, plain
+)
+
+// Sync says how the nodes are kept in step.
+type Sync struct {
+	Mode          Mode
+	Wire          Wire
+	Keys          []string // key files: the first seals, all open
+	Insecure      bool     // plain datagrams were asked for in so many words
+	ResendQueue   int      // messages kept until they are acknowledged; at least AckWindow
+	AckWindow     int      // messages after which a receiver acknowledges
+	StartupResync bool     // ask the peers for everything at start
+	PeerDeadAfter time.Duration
+}
+
+// Events sizes the socket that the kernel's events come from, in octets.
+type Events struct {
+	Buffer    int // at start; at most BufferMax
+	BufferMax int // where growing after overruns ends
+}
+
+// Cache limits the caches, in flows.
+type Cache struct {
+	Limit         int // internal cache; 0: twice nf_conntrack_max
+	ExternalLimit int // external cache; 0: twice nf_conntrack_max
+}
+
+// Commit says what is put into the kernel.
+type Commit struct {
+	Timeout time.Duration // of every committed entry; 0: the time that it has left
+}
+
+// Purge says when a former primary drops its kernel entries.
+type Purge struct {
+	After time.Duration // after it became backup; 0: never
+}
+
+// Filter says which flows are replicated, and which parts of them.
+type Filter struct {
+	Protocols List[uint8]        // IP protocol numbers
+	Addresses List[netip.Prefix] // original source or reply source; masked, no zones
+	TCPStates List[uint8]        // numbers as in the kernel's nf_conntrack_tcp.h
+	Local     bool               // whether flows of this host itself are replicated
+	Labels    bool               // whether connection labels are replicated
+	MarkMask  uint32             // bits of the mark that are replicated
+}
+
+// List is one criterion of a filter. At most one of the two is set; none means
+// that everything passes.
+type List[T any] struct {
+	Accept []T // only these pass
+	Ignore []T // all but these pass
+}
+
+// LinkType is the transport of a link.
+type LinkType string
+
+// The transports.
+const (
+	LinkUDP       LinkType = "udp"
+	LinkMulticast LinkType = "multicast"
+	LinkTCP       LinkType = "tcp"
+)
+
+// Link is one dedicated link. All its addresses are of one family and carry no
+// zone: the interface says where a link-local address belongs.
+type Link struct {
+	Type       LinkType
+	Interface  string
+	Local      netip.Addr   // may be invalid with an IPv6 group: then the link-local address
+	Peers      []netip.Addr // the other nodes; with multicast the only ones heard, or everyone if empty
+	Group      netip.Addr   // multicast only
+	Port       uint16
+	RecvBuffer int   // octets
+	SendBuffer int   // octets
+	TTL        uint8 // TTL or hop limit of multicast datagrams
+}
+
+// Default returns the configuration of an empty file. It lacks what has no
+// default, a link above all, and so does not pass Validate.
+func Default() *Config {
+	return &Config{
+		Node: Node{Socket: "/run/syncd/syncd.sock", LogLevel: LogInfo},
+		Sync: Sync{
+			Mode:          ModeFTFW,
+			Wire:          WireSyncd,
+			ResendQueue:   131072,
+			AckWindow:     300,
+			StartupResync: true,
+			PeerDeadAfter: 10 * time.Second,
+		},
+		Events: Events{Buffer: 64 << 20, BufferMax: 512 << 20},
+		Purge:  Purge{After: time.Minute},
+		Filter: Filter{MarkMask: 0xffffffff},
+	}
+}
+
+// DefaultLink returns a link with the defaults of its optional keys.
+func DefaultLink() Link {
+	return Link{Port: 3780, RecvBuffer: 4 << 20, SendBuffer: 4 << 20, TTL: 1}
+}
