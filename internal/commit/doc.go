@@ -1,0 +1,36 @@
+// Package commit puts a cache into the kernel's connection-tracking table, and
+// takes entries out of it again.
+//
+// It owns the order (masters before the flows that depend on them), what of an
+// entry is fit to be created on another machine, the batches, what happens when
+// the kernel already has something in the place of an entry, and the report. It
+// does not own netlink: the Kernel interface is what it needs of it. Nothing
+// here keeps state between two calls, reads a configuration or writes a log.
+//
+// # One batch
+//
+// The kernel works through all requests of one sendmsg before the call returns,
+// and answers only those that failed. So a batch of creates in which nothing
+// clashes costs one system call to send and one to see that there is no answer.
+// Each request that failed is looked at singly, and becomes, together with the
+// others of its batch, a request of the next round:
+//
+//	create ─ EEXIST ──────────────► look at what is there ─► update, delete+create, leave it
+//	       ─ unknown helper ──────► create without helper
+//	       ─ no such master ──────► once more at the end, then create without master
+//	       ─ anything else ───────► counted as refused
+//
+// # What is there stays
+//
+// An entry of the kernel may be newer than ours: traffic may have moved to this
+// node before the commit. So an entry with the same mapping is only ever merged
+// upwards, and only an entry that would break the connection (reversed by a
+// loose pickup, or with another translation and never answered) gives way.
+//
+// # Memory and goroutines
+//
+// Run and Purge work on the goroutine of their caller and start none. Run holds
+// one chunk of entries of a fixed size, whatever the size of the cache, and
+// allocates nothing for each entry as long as nothing clashes. Timeouts are in
+// seconds, ages are durations.
+package commit
