@@ -1,0 +1,28 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"go.uber.org/zap"
+
+	"syncd/internal/daemon"
+	"syncd/internal/demo"
+)
+
+// What the commands start. This file alone knows the packages that do it.
+
+func runDaemon(ctx context.Context, config string, log *zap.Logger, level *zap.AtomicLevel, reload <-chan os.Signal) error {
+	return daemon.Run(ctx, daemon.Options{
+		ConfigPath: config, Version: thisBuild().Version, Log: log, Level: level, Reload: reload,
+	})
+}
+
+func checkConfig(config string, w io.Writer, json bool) error { return daemon.Check(config, w, json) }
+
+func runDemo(ctx context.Context, o demoOptions) error {
+	return demo.Run(ctx, demo.Options{
+		Out: o.out, Plain: o.plain, Connections: o.connections, WithoutOnly: o.withoutOnly,
+	})
+}

@@ -1,0 +1,118 @@
+package ctl
+
+import "time"
+
+// Stats are all counters since the daemon started. None ever falls. In JSON an
+// empty list is [] and a count of nothing {}, never null.
+type Stats struct {
+	Since    time.Time    `json:"since"`
+	Events   EventStats   `json:"events"`
+	Internal CacheStats   `json:"internal_cache"`
+	External CacheStats   `json:"external_cache"`
+	Sync     SyncStats    `json:"sync"`
+	Links    []LinkStats  `json:"links"`
+	Commit   CommitStats  `json:"commit"`
+	Control  ControlStats `json:"control"`
+}
+
+// EventStats counts what came from the kernel.
+type EventStats struct {
+	Received  uint64 `json:"received"` // New + Updates + Destroys
+	New       uint64 `json:"new"`
+	Updates   uint64 `json:"updates"`
+	Destroys  uint64 `json:"destroys"`
+	Filtered  uint64 `json:"filtered"`  // received, not replicated
+	Own       uint64 `json:"own"`       // caused by this daemon's own changes
+	Malformed uint64 `json:"malformed"` // could not be decoded
+	Overruns  uint64 `json:"overruns"`  // the kernel dropped events
+	Dumps     uint64 `json:"dumps"`     // times that the whole table was read
+	Dumped    uint64 `json:"dumped"`    // entries seen by those
+	Repaired  uint64 `json:"repaired"`  // entries that a dump had to correct
+
+	ReceiveBufferBytes uint64 `json:"receive_buffer_bytes"`
+}
+
+// CacheStats counts what happened to one cache.
+type CacheStats struct {
+	Created   uint64 `json:"created"`
+	Updated   uint64 `json:"updated"`
+	Unchanged uint64 `json:"unchanged"` // said again, nothing new
+	Deleted   uint64 `json:"deleted"`
+	Swept     uint64 `json:"swept"`     // removed because nobody confirmed them
+	Expired   uint64 `json:"expired"`   // removed because their time was over
+	NotFound  uint64 `json:"not_found"` // deletes of what was not there
+	NotOwner  uint64 `json:"not_owner"` // changes refused because another node owns the entry
+	Refused   uint64 `json:"refused"`   // not taken because the cache was full
+}
+
+// SyncStats counts messages between nodes.
+type SyncStats struct {
+	MessagesSent     map[string]uint64 `json:"messages_sent"`     // by type
+	MessagesReceived map[string]uint64 `json:"messages_received"` // by type
+
+	AcksSent      uint64 `json:"acks_sent"`
+	AcksReceived  uint64 `json:"acks_received"`
+	NacksSent     uint64 `json:"nacks_sent"`
+	NacksReceived uint64 `json:"nacks_received"`
+
+	Lost   uint64 `json:"lost"`   // numbers that did not come in their turn
+	Before uint64 `json:"before"` // numbers that came again or too late
+	Resent uint64 `json:"resent"`
+
+	ResyncsAsked  uint64 `json:"resyncs_asked"`  // by this node
+	ResyncsServed uint64 `json:"resyncs_served"` // asked by peers
+	BulksSent     uint64 `json:"bulks_sent"`
+	BulksReceived uint64 `json:"bulks_received"`
+
+	DigestsAgreed   uint64 `json:"digests_agreed"`
+	DigestsDiffered uint64 `json:"digests_differed"`
+	Repaired        uint64 `json:"repaired"` // entries corrected after that
+
+	Malformed map[string]uint64 `json:"malformed"` // messages dropped, by reason
+	Refused   map[string]uint64 `json:"refused"`   // sealed datagrams dropped before any parsing, by reason
+}
+
+// LinkStats counts the datagrams of one dedicated link.
+type LinkStats struct {
+	Name              string            `json:"name"`
+	DatagramsSent     uint64            `json:"datagrams_sent"`
+	DatagramsReceived uint64            `json:"datagrams_received"`
+	SentBytes         uint64            `json:"sent_bytes"`
+	ReceivedBytes     uint64            `json:"received_bytes"`
+	Drops             map[string]uint64 `json:"drops"` // datagrams, by reason
+}
+
+// CommitStats sums all commits.
+type CommitStats struct {
+	Commits   uint64  `json:"commits"`
+	Failed    uint64  `json:"failed"` // ended before their end
+	Entries   uint64  `json:"entries"`
+	Created   uint64  `json:"created"`
+	Updated   uint64  `json:"updated"`
+	Skipped   uint64  `json:"skipped"` // already there or not tried
+	Refused   uint64  `json:"refused"`
+	DurationS float64 `json:"duration_s"`
+}
+
+// ControlStats counts the use of the control socket.
+type ControlStats struct {
+	Connections uint64 `json:"connections"`
+	Rejected    uint64 `json:"rejected"` // connections of users that may not command
+	Requests    uint64 `json:"requests"`
+	Failed      uint64 `json:"failed"`  // requests answered with an error
+	CutOff      uint64 `json:"cut_off"` // dumps that were ended because their client did not read
+}
+
+// normalize makes the lists and maps of s non-nil.
+func (s *Stats) normalize() {
+	notNil(&s.Links)
+	maps := []*map[string]uint64{&s.Sync.MessagesSent, &s.Sync.MessagesReceived, &s.Sync.Malformed, &s.Sync.Refused}
+	for i := range s.Links {
+		maps = append(maps, &s.Links[i].Drops)
+	}
+	for _, m := range maps {
+		if *m == nil {
+			*m = map[string]uint64{}
+		}
+	}
+}
