@@ -1,0 +1,294 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"syncd/internal/channel"
+	"syncd/internal/config"
+	"syncd/internal/ctl"
+	"syncd/internal/ctnetlink"
+	"syncd/internal/engine"
+	"syncd/internal/flow"
+	"syncd/internal/monotime"
+	"syncd/internal/netwatch"
+	"syncd/internal/sync/ftfw"
+	"syncd/internal/wire"
+)
+
+// Options says how to run a daemon.
+type Options struct {
+	ConfigPath string
+	Version    string
+	Log        *zap.Logger      // nil for none
+	Level      *zap.AtomicLevel // of Log, set from the configuration; may be nil
+	Reload     <-chan os.Signal // each value asks for a reload; may be nil
+}
+
+// Daemon is a running node. It implements ctl.Node.
+type Daemon struct {
+	opts    Options
+	log     *zap.Logger
+	started time.Time
+	begun   monotime.Time
+	ctx     context.Context // of the whole daemon
+
+	engine   *engine.Engine
+	ftfw     *ftfw.Machine // the mode; belongs to the engine's loop
+	listener *ctnetlink.Listener
+	channel  *channel.Channel // belongs to the engine's loop
+	links    []*channel.Link
+	commits  *ctnetlink.Writer // used by whoever holds ops
+	purges   *ctnetlink.Writer // used by whoever holds ops
+	notify   *notifier
+
+	ops chan struct{} // one token: held while a command changes the kernel or the role
+
+	mu         sync.Mutex
+	cfg        *config.Config
+	addrs      netwatch.Snapshot // of this host
+	role       string
+	roleSince  time.Time
+	task       string
+	lastCommit *ctl.CommitReport
+	commitSum  ctl.CommitStats
+	purge      *time.Timer // runs the purge of a node that is not primary; nil if none is due
+}
+
+// Run runs a daemon until ctx ends, and returns nil then.
+func Run(ctx context.Context, o Options) error {
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	cfg, err := config.Load(o.ConfigPath)
+	if err != nil {
+		return err
+	}
+	if cfg.Node.Name == "" {
+		if cfg.Node.Name, err = os.Hostname(); err != nil {
+			return fmt.Errorf("node.name is not set and the host has no name: %w", err)
+		}
+	}
+	setLevel(o.Level, cfg)
+
+	// Everything that needs no privilege has been checked. From here on the
+	// system is touched.
+	server, err := ctl.Listen(cfg.Node.Socket, o.Log.Named("ctl"))
+	if err != nil {
+		return err
+	}
+	d := &Daemon{
+		opts: o, log: o.Log, cfg: cfg,
+		started: time.Now(), begun: monotime.Now(),
+		role: ctl.RoleUnknown,
+		ops:  make(chan struct{}, 1),
+	}
+	d.ops <- struct{}{}
+	d.notify = newNotifier(d.log)
+	if err := d.open(cfg); err != nil {
+		d.close()
+		return errors.Join(err, server.Close())
+	}
+	return d.run(ctx, server)
+}
+
+// open opens the sockets and builds the engine.
+func (d *Daemon) open(cfg *config.Config) (err error) {
+	if err := d.checkHost(); err != nil {
+		return err
+	}
+	if d.listener, err = ctnetlink.Listen(ctnetlink.ListenConfig{
+		BufferSize: cfg.Events.Buffer, BufferMax: cfg.Events.BufferMax,
+	}); err != nil {
+		return err
+	}
+	if d.commits, err = ctnetlink.NewWriter(ctnetlink.WriterConfig{}); err != nil {
+		return err
+	}
+	if d.purges, err = ctnetlink.NewWriter(ctnetlink.WriterConfig{}); err != nil {
+		return err
+	}
+	for i := range cfg.Links {
+		l, err := channel.Open(linkConfig(&cfg.Links[i]))
+		if err != nil {
+			return err
+		}
+		d.links = append(d.links, l)
+		recv, send := l.Buffers()
+		d.log.Info("link open", zap.String("link", l.Name()), zap.Stringer("local", l.Local()),
+			zap.Int("recv_buffer_bytes", recv), zap.Int("send_buffer_bytes", send),
+			zap.Int("max_payload_bytes", l.MaxPayload()), zap.Bool("up", l.Up()))
+	}
+	d.channel = channel.New(monotime.Now(), d.links)
+
+	limit, external, err := cacheLimits(cfg)
+	if err != nil {
+		return err
+	}
+	readers := make([]engine.LinkReader, len(d.links))
+	for i, l := range d.links {
+		readers[i] = newLinkReader(l)
+	}
+	d.engine = engine.New(engine.Config{
+		Log:    d.log.Named("engine"),
+		Events: d.listener,
+		Dump: func(ctx context.Context, fn func(*flow.Event) error) error {
+			return ctnetlink.Dump(ctx, ctnetlink.DumpFilter{}, fn)
+		},
+		Sender: (*sender)(d),
+		Links:  readers,
+		NewMode: func(e *engine.Engine) engine.Mode {
+			d.ftfw = ftfw.New(ftfw.Config{
+				FirstSeq:    wire.Seq(time.Now().Unix()),
+				AckWindow:   cfg.Sync.AckWindow,
+				ResendQueue: cfg.Sync.ResendQueue,
+				DeadAfter:   cfg.Sync.PeerDeadAfter,
+				Resync:      cfg.Sync.StartupResync,
+			}, e)
+			return d.ftfw
+		},
+		Filter:        compileFilter(cfg, nil),
+		InternalLimit: limit,
+		ExternalLimit: external,
+		Labels:        cfg.Filter.Labels,
+		MarkMask:      cfg.Filter.MarkMask,
+	})
+	d.engine.SetOrigin(d.commits.PortID(), engine.OriginCommit)
+	d.engine.SetOrigin(d.purges.PortID(), engine.OriginPurge)
+	d.log.Info("listening to the kernel", zap.Int("event_buffer_bytes", d.listener.BufferSize()),
+		zap.Int("internal_limit", limit), zap.Int("external_limit", external))
+	if cfg.Sync.Wire == config.WireConntrackd {
+		d.log.Warn("speaking conntrackd's dialect: two nodes, plain datagrams that anyone on the link can read and forge, no proof of being in step")
+	}
+	return nil
+}
+
+// close closes what open opened, when run does not come to it.
+func (d *Daemon) close() {
+	if d.listener != nil {
+		d.listener.Close()
+	}
+	if d.commits != nil {
+		d.commits.Close()
+	}
+	if d.purges != nil {
+		d.purges.Close()
+	}
+	for _, l := range d.links {
+		l.Close()
+	}
+}
+
+// run runs the tasks until ctx ends or one of them fails.
+func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
+	group, ctx := errgroup.WithContext(ctx)
+	d.ctx = ctx
+	task := func(name string, run func(context.Context) error) {
+		group.Go(func() error {
+			err := run(ctx)
+			if ctx.Err() != nil {
+				return nil // a stop, or the consequence of another's failure
+			}
+			if err == nil {
+				err = errors.New("ended by itself")
+			}
+			return fmt.Errorf("%s: %w", name, err)
+		})
+	}
+	task("engine", d.engine.Run)
+	task("control socket", func(ctx context.Context) error { return server.Serve(ctx, d) })
+	task("interfaces", d.watchInterfaces)
+	task("service", d.serve)
+	err := group.Wait()
+	d.notify.stopping()
+	d.stopPurge()
+	<-d.ops // a command that runs sees the end of ctx and gives the sockets back
+	d.close()
+	if err == nil {
+		d.log.Info("stopped")
+	}
+	return err
+}
+
+// serve announces readiness, feeds the watchdog, keeps the service's status line
+// and reloads on request.
+func (d *Daemon) serve(ctx context.Context) error {
+	select {
+	case err := <-d.engine.Loaded():
+		if err != nil {
+			return fmt.Errorf("read the kernel's table: %w", err)
+		}
+	case <-ctx.Done():
+		return nil
+	}
+	d.notify.ready(d.statusLine(ctx))
+	d.log.Info("ready")
+	beat := d.notify.watchdog()
+	line := time.NewTicker(5 * time.Second)
+	defer line.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-beat:
+			// The loop itself must turn: a process that only breathes is dead.
+			if err := d.engine.Do(ctx, func() {}); err == nil {
+				d.notify.alive()
+			}
+		case <-line.C:
+			d.notify.status(d.statusLine(ctx))
+		case <-d.opts.Reload:
+			d.notify.reloading()
+			if _, err := d.Reload(ctx); err != nil {
+				d.log.Error("reload failed; the old configuration stays in force", zap.Error(err))
+			}
+			d.notify.ready(d.statusLine(ctx))
+		}
+	}
+}
+
+// config returns the configuration in force.
+func (d *Daemon) config() *config.Config {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cfg
+}
+
+// cacheLimits returns the limits of both caches, in entries.
+func cacheLimits(cfg *config.Config) (internal, external int, err error) {
+	internal, external = cfg.Cache.Limit, cfg.Cache.ExternalLimit
+	if internal != 0 && external != 0 {
+		return internal, external, nil
+	}
+	// Twice the table leaves room for as many deletions that a peer has not
+	// acknowledged as there can be flows.
+	auto := 4 << 20
+	switch n, err := ctnetlink.MaxEntries(); {
+	case err != nil:
+		return 0, 0, err
+	case n > 0:
+		auto = 2 * n
+	}
+	if internal == 0 {
+		internal = auto
+	}
+	if external == 0 {
+		external = auto
+	}
+	return internal, external, nil
+}
+
+func setLevel(l *zap.AtomicLevel, cfg *config.Config) {
+	if l == nil {
+		return
+	}
+	// The names are zap's; config has checked them.
+	_ = l.UnmarshalText([]byte(cfg.Node.LogLevel))
+}

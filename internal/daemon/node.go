@@ -1,0 +1,168 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"syncd/internal/config"
+	"syncd/internal/ctl"
+	"syncd/internal/flow"
+)
+
+// Commit implements ctl.Node.
+func (d *Daemon) Commit(ctx context.Context) (*ctl.CommitReport, error) {
+	select {
+	case <-d.ops:
+	default:
+		return nil, fmt.Errorf("commit: %w", ctl.ErrBusy)
+	}
+	defer d.release()
+	return d.commitExternal(ctx)
+}
+
+// Flush implements ctl.Node.
+func (d *Daemon) Flush(ctx context.Context, which string) (*ctl.Done, error) {
+	var n int
+	var names []string
+	err := d.engine.Do(ctx, func() {
+		if which != ctl.External {
+			n += d.engine.Internal().Len()
+			d.engine.FlushInternal()
+			names = append(names, "internal")
+		}
+		if which != ctl.Internal {
+			n += d.engine.External().Len()
+			d.engine.FlushExternal()
+			names = append(names, "external")
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.log.Info("caches flushed", zap.Strings("caches", names), zap.Int("entries", n))
+	return &ctl.Done{Message: fmt.Sprintf("flushed %d entries of the %s cache", n, strings.Join(names, " and the "))}, nil
+}
+
+// Resync implements ctl.Node.
+func (d *Daemon) Resync(ctx context.Context, kernel bool) (*ctl.Done, error) {
+	if kernel {
+		if err := d.kernelSync(ctx); err != nil {
+			return nil, err
+		}
+		var n int
+		if err := d.engine.Do(ctx, func() { n = d.engine.Internal().Len() }); err != nil {
+			return nil, err
+		}
+		return &ctl.Done{Message: fmt.Sprintf("the internal cache is in step with the kernel: %d entries", n)}, nil
+	}
+	if err := d.requestResync(ctx); err != nil {
+		return nil, err
+	}
+	return &ctl.Done{Message: "asked the peer for its state"}, nil
+}
+
+// Bulk implements ctl.Node.
+func (d *Daemon) Bulk(ctx context.Context) (*ctl.Done, error) {
+	var n int
+	err := d.engine.Do(ctx, func() {
+		n = d.engine.Internal().Len()
+		d.engine.Mode().Bulk()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &ctl.Done{Message: fmt.Sprintf("sending %d entries to the peer", n)}, nil
+}
+
+// dumpChunk is the number of entries copied in one turn of the loop.
+const dumpChunk = 256
+
+// Dump implements ctl.Node.
+func (d *Daemon) Dump(ctx context.Context, which string, fn func(*ctl.DumpEntry) error) error {
+	entries := make([]ctl.DumpEntry, dumpChunk)
+	var pos flow.Handle
+	for {
+		n := 0
+		err := d.engine.Do(ctx, func() {
+			c := d.engine.Internal()
+			if which == ctl.External {
+				c = d.engine.External()
+			}
+			now := d.engine.Now()
+			owner := d.peerName()
+			pos = c.Walk(pos, walkSlots, func(h flow.Handle) bool {
+				e := &entries[n]
+				c.Load(h, &e.Flow)
+				e.Dead = c.Dead(h)
+				e.AgeS = now.Sub(c.Created(h)).Seconds()
+				e.Owner = ""
+				if which == ctl.External {
+					e.Owner = owner
+				}
+				n++
+				return n < len(entries)
+			})
+		})
+		if err != nil {
+			return err
+		}
+		for i := range n {
+			if err := fn(&entries[i]); err != nil {
+				return err
+			}
+		}
+		if pos == 0 {
+			return nil
+		}
+	}
+}
+
+// Reload implements ctl.Node.
+func (d *Daemon) Reload(ctx context.Context) (*ctl.Done, error) {
+	cfg, err := config.Load(d.opts.ConfigPath)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	old := d.cfg
+	if cfg.Node.Name == "" {
+		cfg.Node.Name = old.Node.Name
+	}
+	reloadable, restart := old.Diff(cfg)
+	// What needs a restart keeps its old value until then.
+	next := *old
+	next.Node.LogLevel, next.Filter, next.Commit, next.Purge = cfg.Node.LogLevel, cfg.Filter, cfg.Commit, cfg.Purge
+	next.Sync.PeerDeadAfter = cfg.Sync.PeerDeadAfter
+	d.cfg = &next
+	f := compileFilter(d.cfg, d.addrs.Addrs)
+	d.mu.Unlock()
+
+	setLevel(d.opts.Level, &next)
+	if err := d.engine.Do(ctx, func() {
+		d.engine.SetFilter(f)
+		d.engine.SetReplicated(next.Filter.Labels, next.Filter.MarkMask)
+		d.ftfw.SetDeadAfter(next.Sync.PeerDeadAfter)
+	}); err != nil {
+		return nil, err
+	}
+	msg := "nothing has changed"
+	switch {
+	case len(reloadable) > 0 && len(restart) > 0:
+		msg = fmt.Sprintf("in force now: %s; after a restart: %s", strings.Join(reloadable, ", "), strings.Join(restart, ", "))
+	case len(reloadable) > 0:
+		msg = "in force now: " + strings.Join(reloadable, ", ")
+	case len(restart) > 0:
+		msg = "needs a restart: " + strings.Join(restart, ", ")
+	}
+	d.log.Info("configuration read again", zap.Strings("in_force", reloadable), zap.Strings("need_restart", restart))
+	return &ctl.Done{Message: msg}, nil
+}
+
+func (d *Daemon) setTask(name string) {
+	d.mu.Lock()
+	d.task = name
+	d.mu.Unlock()
+}

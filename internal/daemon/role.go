@@ -1,0 +1,164 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"syncd/internal/ctl"
+	"syncd/internal/monotime"
+)
+
+// acquire waits for the commands before this one to end.
+func (d *Daemon) acquire(ctx context.Context) error {
+	select {
+	case <-d.ops:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (d *Daemon) release() { d.ops <- struct{}{} }
+
+// SetRole implements ctl.Node: the whole of what a change of role needs.
+//
+//	primary  commit, flush the external cache, read the kernel's table, bulk update
+//	backup   ask the peer for its state; purge the kernel's flows after a while
+//	fault    as backup
+func (d *Daemon) SetRole(ctx context.Context, role string) (*ctl.RoleReport, error) {
+	if role != ctl.RolePrimary && role != ctl.RoleBackup && role != ctl.RoleFault {
+		return nil, fmt.Errorf("role %q: %w: primary, backup or fault", role, ctl.ErrInvalid)
+	}
+	start := monotime.Now()
+	if err := d.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer d.release()
+	d.stopPurge()
+	d.mu.Lock()
+	rep := &ctl.RoleReport{Role: role, Before: d.role}
+	d.role, d.roleSince = role, time.Now()
+	d.mu.Unlock()
+	d.log.Info("changing role", zap.String("to", role), zap.String("from", rep.Before))
+
+	step := func(name string, run func() (string, error)) error {
+		t := monotime.Now()
+		msg, err := run()
+		if err != nil {
+			msg = err.Error()
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+		rep.Steps = append(rep.Steps, ctl.RoleStep{Name: name, Message: msg, DurationS: monotime.Now().Sub(t).Seconds()})
+		return err
+	}
+	var err error
+	if role == ctl.RolePrimary {
+		err = d.becomePrimary(ctx, rep, step)
+	} else {
+		err = step("resync", func() (string, error) { return "asked the peer for its state", d.requestResync(ctx) })
+		_ = step("purge", func() (string, error) { return d.schedulePurge(), nil })
+	}
+	rep.DurationS = monotime.Now().Sub(start).Seconds()
+	return rep, err
+}
+
+// becomePrimary does the steps of a takeover. Each is tried even if one before it
+// failed: a connection saved is a connection saved.
+func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, step func(string, func() (string, error)) error) error {
+	first := step("commit", func() (msg string, err error) {
+		rep.Commit, err = d.commitExternal(ctx)
+		t := rep.Commit.Total()
+		return fmt.Sprintf("%d of %d entries are in the kernel", t.Created+t.Updated+t.AlreadyThere, t.Entries), err
+	})
+	if first == nil { // what could not be committed may be wanted again
+		first = step("flush", func() (string, error) {
+			return "emptied the external cache", d.engine.Do(ctx, d.engine.FlushExternal)
+		})
+	}
+	if err := step("resync", func() (string, error) {
+		return "read the kernel's table", d.kernelSync(ctx)
+	}); first == nil {
+		first = err
+	}
+	if err := step("bulk", func() (string, error) {
+		return "sending the internal cache to the peer", d.engine.Do(ctx, d.engine.Mode().Bulk)
+	}); first == nil {
+		first = err
+	}
+	return first
+}
+
+// kernelSyncTimeout bounds the wait for a resynchronisation with the kernel.
+const kernelSyncTimeout = 2 * time.Minute
+
+// kernelSync reads the kernel's table into the internal cache and returns when
+// that is done.
+func (d *Daemon) kernelSync(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, kernelSyncTimeout)
+	defer cancel()
+	done := make(chan error, 1)
+	if err := d.engine.Do(ctx, func() {
+		d.engine.OnKernelSync(func(err error) { done <- err })
+	}); err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// requestResync asks the peer for its state.
+func (d *Daemon) requestResync(ctx context.Context) error {
+	return d.engine.Do(ctx, d.engine.Mode().RequestResync)
+}
+
+// schedulePurge lets the flows that another node carries now leave the kernel after
+// a while, and says so.
+func (d *Daemon) schedulePurge() string {
+	after := d.config().Purge.After
+	if after == 0 {
+		return "the kernel's flows stay (purge.after is 0)"
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var t *time.Timer
+	t = time.AfterFunc(after, func() {
+		if d.acquire(d.ctx) != nil {
+			return
+		}
+		defer d.release()
+		d.mu.Lock()
+		due := d.purge == t
+		if due {
+			d.purge = nil
+		}
+		d.mu.Unlock()
+		if !due {
+			return
+		}
+		n, err := d.purgeKernel(d.ctx)
+		if err != nil {
+			d.log.Error("purge failed", zap.Error(err), zap.Int("removed", n))
+			return
+		}
+		d.log.Info("purged the kernel's flows that another node carries", zap.Int("removed", n))
+	})
+	d.purge = t
+	return fmt.Sprintf("the kernel's replicated flows will be removed in %v", after)
+}
+
+// stopPurge cancels a purge that is due.
+func (d *Daemon) stopPurge() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.purge != nil {
+		d.purge.Stop()
+		d.purge = nil
+	}
+}

@@ -1,0 +1,40 @@
+// Package engine is the one loop that owns both caches and the replication mode,
+// and decides what happens next.
+//
+// # Who owns what
+//
+//	goroutine        owns                                   hands over
+//	event reader     its netlink socket (ctnetlink)         *flow.Batch of decoded events
+//	link reader,     its socket and datagram buffers        *inbox of parsed messages
+//	 one per link
+//	dump worker      its own netlink socket                 *flow.Batch of dumped flows
+//	loop             internal cache, external cache, mode,  datagrams, to the links
+//	                 timers, send buffers, filter
+//	anyone else      nothing                                a function, by Do
+//
+// Batches and inboxes circulate: the loop returns each to where it came from, and
+// whoever holds the pointer owns it. Raw bytes never leave the goroutine that
+// read them. Every queue is bounded by the number of batches that exist; a reader
+// that finds none waits, and the kernel's socket buffer absorbs the rest.
+//
+// # One turn of the loop
+//
+// Wait for input; read the clock once; take a bounded amount of everything that
+// waits; act on deadlines; do a slice of long work (sweeps); send a bounded number
+// of datagrams. What remains makes the next turn start without waiting.
+//
+// # Flows and truth
+//
+// The internal cache mirrors this kernel's table. Events change it as they come;
+// a resynchronisation (at the start, after an overrun, on request) dumps the
+// table beside them: every flow that the dump finds, or an event touches
+// meanwhile, is marked, and what is left unmarked at the end has ended unnoticed
+// and is treated as destroyed. An event is always newer than the dump: a flow that
+// an event touched since the dump began is not changed by it, and one that was
+// destroyed is not brought back.
+//
+// The external cache holds the flows of peers, by owner. A message creates,
+// changes or removes; after a request for the peer's whole state every entry is in
+// doubt until a message confirms it, and what is still in doubt when the peer's
+// bulk update is over is removed.
+package engine

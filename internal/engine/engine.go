@@ -1,0 +1,455 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"syncd/internal/cache"
+	"syncd/internal/filter"
+	"syncd/internal/flow"
+	"syncd/internal/monotime"
+	"syncd/internal/wire"
+)
+
+// Mode is a replication mode: a pure state machine that the loop drives.
+// Package ftfw documents the methods.
+type Mode interface {
+	Enqueue(h flow.Handle, replace bool)
+	Forget(h flow.Handle)
+	ForgetAll()
+	Evict() flow.Handle
+	Bulk()
+	Receive(now monotime.Time, m *wire.Message) wire.Verdict
+	Requests() uint64
+	RequestResync()
+	Confirmed(now monotime.Time)
+	ResyncComplete(now monotime.Time) bool
+	Advance(now monotime.Time)
+	Next(now monotime.Time) monotime.Time
+	Pending(now monotime.Time) bool
+	AppendDatagram(now monotime.Time, b []byte, limit int) []byte
+}
+
+// Sender is where datagrams go: the dedicated links behind one face.
+type Sender interface {
+	// Send sends every datagram to every peer. It does not block; what cannot be
+	// sent is counted by the implementation and lost, which the mode repairs.
+	Send(datagrams [][]byte)
+	// MaxPayload is the largest datagram that does not fragment, in octets.
+	MaxPayload() int
+	// Heard says that a valid message came in on a link, by its index.
+	Heard(link int)
+}
+
+// LinkReader is the receiving side of one link.
+type LinkReader interface {
+	// Read blocks until datagrams have come and returns their number, or an error
+	// when the link is closed.
+	Read() (int, error)
+	// Datagram returns datagram i of the last Read, and its sender. The octets
+	// are valid until the next Read.
+	Datagram(i int) ([]byte, netip.Addr)
+	// Close ends a Read that blocks. The engine calls it when its loop ends.
+	Close() error
+}
+
+// EventSource is the kernel's event stream. Run fills batches taken from free and
+// passes them to full until ctx ends.
+type EventSource interface {
+	Run(ctx context.Context, free <-chan *flow.Batch, full chan<- *flow.Batch) error
+}
+
+// DumpFunc reads the kernel's whole table. The event is reused between calls.
+type DumpFunc func(ctx context.Context, fn func(*flow.Event) error) error
+
+// Config assembles an engine. Everything is owned by the engine from New on.
+type Config struct {
+	Log           *zap.Logger // nil for none
+	Events        EventSource
+	Dump          DumpFunc
+	Sender        Sender
+	Links         []LinkReader
+	NewMode       func(*Engine) Mode // the mode sends the flows of the engine, its Store
+	Filter        *filter.Filter
+	InternalLimit int // entries, dead ones included
+	ExternalLimit int
+	Labels        bool   // replicate labels
+	MarkMask      uint32 // bits of the mark that are replicated
+}
+
+// Engine is the loop and what it owns. All fields below the first group belong to
+// the loop's goroutine; others enter by Do.
+type Engine struct {
+	cfg   Config
+	log   *zap.Logger
+	calls chan call
+	done  chan struct{} // closed when the loop has ended
+	loads chan error    // the outcome of the first dump, once
+	turns atomic.Uint64
+
+	mode     Mode
+	internal *cache.Cache
+	external *cache.Cache
+	filter   *filter.Filter
+	origins  map[uint32]Origin
+	now      monotime.Time
+	scratch  flow.Flow // for AppendFlow
+
+	kernel   kernelSync
+	peer     peerSync
+	full     bool // an event was refused for want of room in the internal cache
+	refusing bool // a message was refused for want of room in the external cache
+	out      outbox
+
+	Stats Stats
+}
+
+// Origin says who made a change in the kernel.
+type Origin uint8
+
+const (
+	OriginOther  Origin = iota // traffic, timers, other programs: replicated
+	OriginCommit               // our commit: enters the internal cache, is not replicated by itself
+	OriginPurge                // our purge: leaves the internal cache, is not replicated
+)
+
+// Stats counts what the loop did since the start.
+type Stats struct {
+	EventsNew, EventsUpdate, EventsDestroy uint64
+	EventsFiltered                         uint64 // not to be replicated, by the filter
+	EventsUnfit                            uint64 // flows that this dialect cannot express (zones of one direction)
+	EventsStale                            uint64 // arrived after the flow had been destroyed
+	EventsRefused                          uint64 // no room in the internal cache
+	EventsOwn                              uint64 // made by our commit or purge
+	Dumped                                 uint64 // flows told by dumps
+	Overruns                               uint64
+	Resyncs                                uint64 // dumps of the kernel's table completed
+	ResyncsFailed                          uint64
+	Swept                                  uint64 // internal entries found by a resync to have ended unnoticed
+	Found                                  uint64 // flows found by a resync that no event had told of
+
+	Messages                   uint64
+	Faults                     [wire.FaultType + 1]uint64 // by wire.Fault
+	ForeignPeer                uint64                     // messages of a second sender, which this dialect cannot tell apart
+	ExternalNew, ExternalUpd   uint64
+	ExternalDel, ExternalNoDel uint64 // deletions, and those of unknown flows
+	ExternalRefused            uint64 // no room in the external cache
+	BulksReceived              uint64 // bulk updates that we asked for, complete as far as can be known
+	ExternalSwept              uint64 // entries that a bulk update of the peer did not confirm
+	Expectations               uint64 // messages about expectations, not handled
+	Datagrams                  uint64 // sent
+}
+
+// New returns an engine. Run starts it.
+func New(cfg Config) *Engine {
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Log,
+		calls:    make(chan call),
+		done:     make(chan struct{}),
+		loads:    make(chan error, 1),
+		internal: cache.New(cfg.InternalLimit),
+		external: cache.New(cfg.ExternalLimit),
+		filter:   cfg.Filter,
+		origins:  map[uint32]Origin{},
+		now:      monotime.Now(),
+	}
+	e.kernel.graves = map[flow.Tuple]uint32{}
+	e.mode = cfg.NewMode(e)
+	return e
+}
+
+// ErrStopped is returned by Do when the loop has ended.
+var ErrStopped = errors.New("engine: stopped")
+
+type call struct {
+	fn   func()
+	done chan struct{}
+}
+
+// Do runs fn on the loop and returns when it has run. fn owns the engine
+// meanwhile: it must be short and must not block.
+func (e *Engine) Do(ctx context.Context, fn func()) error {
+	c := call{fn: fn, done: make(chan struct{})}
+	select {
+	case e.calls <- c:
+	case <-e.done:
+		return ErrStopped
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-c.done:
+		return nil
+	case <-e.done:
+		return ErrStopped
+	}
+}
+
+// Loaded returns a channel that yields the outcome of the first dump of the
+// kernel's table.
+func (e *Engine) Loaded() <-chan error { return e.loads }
+
+// The methods below are for functions run by Do.
+
+// Internal and External return the caches.
+func (e *Engine) Internal() *cache.Cache { return e.internal }
+func (e *Engine) External() *cache.Cache { return e.external }
+
+// Mode returns the replication mode.
+func (e *Engine) Mode() Mode { return e.mode }
+
+// Now returns the time of this turn.
+func (e *Engine) Now() monotime.Time { return e.now }
+
+// SetFilter replaces the filter. Flows already in the cache stay until they end.
+func (e *Engine) SetFilter(f *filter.Filter) { e.filter = f }
+
+// SetReplicated changes which parts of a flow are replicated, from its next event
+// on.
+func (e *Engine) SetReplicated(labels bool, markMask uint32) {
+	e.cfg.Labels, e.cfg.MarkMask = labels, markMask
+}
+
+// Filter returns the filter in force.
+func (e *Engine) Filter() *filter.Filter { return e.filter }
+
+// SetOrigin says that changes made by the netlink socket with this port are ours.
+// OriginOther forgets the port.
+func (e *Engine) SetOrigin(port uint32, o Origin) {
+	if o == OriginOther {
+		delete(e.origins, port)
+		return
+	}
+	e.origins[port] = o
+}
+
+// Problems names what keeps this node from being in step, in plain sentences.
+func (e *Engine) Problems() (p []string) {
+	if e.full {
+		p = append(p, "the internal cache is full: some flows are not replicated")
+	}
+	if e.refusing {
+		p = append(p, "the external cache is full: some flows of the peer are not kept")
+	}
+	switch {
+	case e.kernel.running:
+		p = append(p, "a resynchronisation with the kernel is under way")
+	case e.kernel.wanted:
+		p = append(p, "a resynchronisation with the kernel is due")
+	}
+	if e.peer.doubt || e.peer.sweeping {
+		p = append(p, "entries of the peer are not confirmed yet")
+	}
+	return p
+}
+
+const (
+	eventBatches = 32 // that circulate between the event reader and the loop
+	dumpBatches  = 8
+	inboxes      = 8 // per link
+	takeAtMost   = 64
+)
+
+// Run is the loop. It returns when ctx ends, or with the error of a reader that
+// could not go on.
+func (e *Engine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer close(e.done)
+	rd := startReaders(ctx, cancel, e.cfg)
+	defer rd.stop(e.cfg.Links)
+	defer cancel(nil)
+
+	e.kernel.batches = make(chan *flow.Batch, dumpBatches)
+	e.kernel.free = make(chan *flow.Batch, dumpBatches)
+	for range dumpBatches {
+		e.kernel.free <- new(flow.Batch)
+	}
+	e.kernel.ended = make(chan error, 1)
+	defer e.kernel.stop()
+	e.RequestKernelSync()
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	busy := false
+	for {
+		if !busy {
+			select {
+			case b := <-rd.events:
+				e.tick()
+				e.takeEvents(b)
+				rd.freeEvents <- b
+			case in := <-rd.inbox:
+				e.tick()
+				e.takeMessages(in)
+				in.home <- in
+			case b := <-e.kernel.batches:
+				e.tick()
+				e.takeDump(b)
+				e.kernel.free <- b
+			case err := <-e.kernel.ended:
+				e.tick()
+				e.dumpEnded(err)
+			case c := <-e.calls:
+				e.tick()
+				c.fn()
+				close(c.done)
+			case <-timer.C:
+				e.tick()
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		} else {
+			e.tick()
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+		e.drain(rd)
+		e.mode.Advance(e.now)
+		busy = e.slice(ctx)
+		if e.send() {
+			busy = true
+		}
+		if !busy {
+			timer.Reset(max(0, e.deadline().Sub(monotime.Now())))
+		}
+	}
+}
+
+func (e *Engine) tick() {
+	e.now = monotime.Now()
+	e.turns.Add(1)
+}
+
+// drain takes what waits besides the input that ended the wait, but only so much:
+// deadlines and sending must have their turn.
+func (e *Engine) drain(rd *readers) {
+	for range takeAtMost {
+		select {
+		case b := <-rd.events:
+			e.takeEvents(b)
+			rd.freeEvents <- b
+			continue
+		default:
+		}
+		select {
+		case in := <-rd.inbox:
+			e.takeMessages(in)
+			in.home <- in
+			continue
+		case b := <-e.kernel.batches:
+			e.takeDump(b)
+			e.kernel.free <- b
+			continue
+		case c := <-e.calls:
+			c.fn()
+			close(c.done)
+			continue
+		default:
+		}
+		return
+	}
+}
+
+// slice does a bounded part of the long work that waits, and reports whether some
+// is left.
+func (e *Engine) slice(ctx context.Context) bool {
+	e.advancePeer()
+	more := e.sweepExternal()
+	if e.sweepInternal() {
+		more = true
+	}
+	e.startDump(ctx)
+	return more
+}
+
+// deadline is when the loop must turn again without input.
+func (e *Engine) deadline() monotime.Time {
+	return monotime.Earliest(e.mode.Next(e.now), monotime.Earliest(e.kernel.due(), e.peer.due(e.now)))
+}
+
+// maxBurst is the number of datagrams of one turn.
+const maxBurst = 64
+
+// outbox holds the buffers of outgoing datagrams.
+type outbox struct {
+	bufs  [][]byte
+	limit int
+}
+
+// send lets the mode fill datagrams and sends them. It reports whether more
+// waits.
+func (e *Engine) send() bool {
+	if !e.mode.Pending(e.now) {
+		return false
+	}
+	limit := min(e.cfg.Sender.MaxPayload(), maxDatagram)
+	o := &e.out
+	if limit != o.limit {
+		o.bufs, o.limit = nil, limit
+	}
+	n := 0
+	for n < maxBurst && e.mode.Pending(e.now) {
+		if n == len(o.bufs) {
+			o.bufs = append(o.bufs, make([]byte, 0, limit+wire.MaxFlowLen))
+		}
+		b := e.mode.AppendDatagram(e.now, o.bufs[n][:0], limit)
+		if len(b) == 0 {
+			break
+		}
+		o.bufs[n] = b
+		n++
+	}
+	if n > 0 {
+		e.cfg.Sender.Send(o.bufs[:n])
+		e.Stats.Datagrams += uint64(n)
+	}
+	return n == maxBurst
+}
+
+// maxDatagram bounds datagrams on links with a very large MTU (octets).
+const maxDatagram = 16384
+
+// AppendFlow, Dead, Release and Walk make the internal cache the store of the
+// mode.
+
+// AppendFlow implements ftfw.Store.
+func (e *Engine) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, replace bool, now monotime.Time) []byte {
+	fl := &e.scratch
+	e.internal.Load(h, fl)
+	t := wire.CTNew
+	switch {
+	case e.internal.Dead(h):
+		t = wire.CTDel
+	case !replace && e.internal.Flags(h)&flagUpdated != 0:
+		t = wire.CTUpd
+	}
+	if fl.Has&flow.HasTimeout != 0 {
+		fl.Timeout = flow.Remaining(fl.Timeout, now.Sub(e.internal.Updated(h)))
+	}
+	return wire.AppendFlow(b, t, f, seq, fl)
+}
+
+// Dead implements ftfw.Store.
+func (e *Engine) Dead(h flow.Handle) bool { return e.internal.Dead(h) }
+
+// Release implements ftfw.Store.
+func (e *Engine) Release(h flow.Handle) { e.internal.Remove(h) }
+
+// Walk implements ftfw.Store.
+func (e *Engine) Walk(from flow.Handle, max int, fn func(flow.Handle) bool) flow.Handle {
+	return e.internal.Walk(from, max, func(h flow.Handle) bool {
+		return e.internal.Dead(h) || fn(h)
+	})
+}
+
+// flagUpdated on an internal entry: it was changed since it was added.
+const flagUpdated = 1

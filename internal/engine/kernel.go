@@ -1,0 +1,380 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"syncd/internal/cache"
+	"syncd/internal/flow"
+	"syncd/internal/monotime"
+)
+
+// kernelSync is the resynchronisation of the internal cache with the kernel's
+// table: dump, mark, sweep, while events go on.
+type kernelSync struct {
+	wanted  bool
+	running bool          // from the start of the dump to the end of the sweep
+	first   bool          // the first one has been done
+	epoch   uint8         // mark of entries seen or touched since the dump began
+	again   monotime.Time // when the next may start, after a failure or another
+	wait    time.Duration // the pause before the next try
+
+	// graves are the flows destroyed since the dump began, with their kernel ids:
+	// the dump may still tell of them. Empty when no dump runs.
+	graves map[flow.Tuple]uint32
+
+	sweeping bool
+	pos      flow.Handle
+
+	batches chan *flow.Batch // from the dump worker
+	free    chan *flow.Batch
+	ended   chan error
+	cancel  context.CancelFunc
+	dumping bool // the worker runs
+
+	waiters []func(error) // told when the next resynchronisation is complete
+	served  []func(error) // told when this one is
+}
+
+const (
+	dumpPause  = time.Second      // between two resynchronisations
+	dumpRetry  = 30 * time.Second // longest pause after failures
+	maxGraves  = 1 << 20          // destroyed flows remembered during a dump; more and it is repeated
+	sweepSlots = 4096             // slots visited in one turn of the loop
+)
+
+// RequestKernelSync asks for a resynchronisation with the kernel's table. One
+// that is under way is followed by another. Call it by Do once Run has started.
+func (e *Engine) RequestKernelSync() { e.kernel.wanted = true }
+
+// OnKernelSync asks for a resynchronisation with the kernel's table and calls fn
+// on the loop when one that began after this call is complete, with nil, or has
+// failed. fn must not block.
+func (e *Engine) OnKernelSync(fn func(error)) {
+	e.kernel.wanted = true
+	e.kernel.waiters = append(e.kernel.waiters, fn)
+}
+
+func (k *kernelSync) due() monotime.Time {
+	if k.wanted && !k.running {
+		return k.again
+	}
+	return 0
+}
+
+// startDump starts the dump worker when a resynchronisation is due.
+func (e *Engine) startDump(ctx context.Context) {
+	k := &e.kernel
+	if e.full && hasRoom(e.internal) {
+		k.wanted = true // find what was refused
+	}
+	if !k.wanted || k.running || e.now < k.again {
+		return
+	}
+	k.wanted, k.running, k.dumping = false, true, true
+	k.epoch++
+	e.full = false
+	ctx, k.cancel = context.WithCancel(ctx)
+	k.served, k.waiters = k.waiters, nil
+	dump, free, full, ended := e.cfg.Dump, k.free, k.batches, k.ended
+	go func() {
+		var b *flow.Batch
+		err := dump(ctx, func(ev *flow.Event) error {
+			if b == nil {
+				select {
+				case b = <-free:
+					b.N = 0
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+			b.Events[b.N] = *ev
+			if b.N++; b.N == len(b.Events) {
+				full <- b // has room for every batch
+				b = nil
+			}
+			return nil
+		})
+		if b != nil {
+			full <- b
+		}
+		ended <- err
+	}()
+}
+
+// stop ends the dump worker.
+func (k *kernelSync) stop() {
+	if k.dumping {
+		k.cancel()
+		<-k.ended
+		k.dumping = false
+	}
+}
+
+// takeEvents applies a batch of kernel events to the internal cache.
+func (e *Engine) takeEvents(b *flow.Batch) {
+	for i := range b.N {
+		e.event(&b.Events[i])
+	}
+	if b.Overrun {
+		e.Stats.Overruns++
+		if e.Stats.Overruns&(e.Stats.Overruns-1) == 0 { // each power of two: the pace of a bounded log
+			e.log.Warn("the kernel dropped events; resynchronising with its table", zap.Uint64("overruns", e.Stats.Overruns))
+		}
+		e.kernel.wanted = true
+	}
+}
+
+// event applies one kernel event.
+func (e *Engine) event(ev *flow.Event) {
+	f := &ev.Flow
+	origin := OriginOther
+	if ev.PortID != 0 {
+		if origin = e.origins[ev.PortID]; origin != OriginOther {
+			e.Stats.EventsOwn++
+		}
+	}
+	h := e.internal.Lookup(&f.Orig)
+	if ev.Kind == flow.EventDestroy {
+		e.Stats.EventsDestroy++
+		e.destroy(h, f, origin)
+		return
+	}
+	if ev.Kind == flow.EventNew {
+		e.Stats.EventsNew++
+	} else {
+		e.Stats.EventsUpdate++
+	}
+	if !e.fit(f) {
+		return
+	}
+	if h != 0 && e.internal.Dead(h) && ev.Kind == flow.EventUpdate && e.internal.ID(h) == f.ID {
+		e.Stats.EventsStale++ // built before the destruction, by another processor
+		return
+	}
+	if e.kernel.running {
+		delete(e.kernel.graves, f.Orig)
+	}
+	switch {
+	case h == 0:
+		if h = e.insert(f); h == 0 {
+			return
+		}
+	case e.internal.Dead(h), ev.Kind == flow.EventNew && e.internal.ID(h) != f.ID:
+		e.internal.Replace(h, f, e.now)
+		e.internal.SetMark(h, e.kernel.epoch)
+		if origin == OriginOther {
+			e.mode.Enqueue(h, true)
+		}
+		return
+	default:
+		changed := e.internal.Merge(h, f, e.now)
+		e.internal.SetMark(h, e.kernel.epoch)
+		if !changed {
+			return
+		}
+		e.internal.SetFlags(h, flagUpdated, 0)
+	}
+	if origin == OriginOther {
+		e.mode.Enqueue(h, false)
+	}
+}
+
+// destroy applies the end of a flow, whose entry is h if there is one.
+func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
+	if e.kernel.running {
+		if len(e.kernel.graves) < maxGraves {
+			e.kernel.graves[f.Orig] = f.ID
+		} else {
+			e.kernel.wanted = true
+		}
+	}
+	switch {
+	case h == 0 || e.internal.Dead(h):
+	case e.internal.ID(h) != f.ID:
+		e.Stats.EventsStale++ // of an earlier flow with this tuple
+	case origin == OriginPurge:
+		e.mode.Forget(h)
+		e.internal.Remove(h)
+	default:
+		e.internal.SetDead(h)
+		e.mode.Enqueue(h, false)
+	}
+}
+
+// fit brings a flow of the kernel into the form in which it is cached, and
+// reports whether it is to be replicated at all.
+func (e *Engine) fit(f *flow.Flow) bool {
+	if f.Orig.Zone != f.Reply.Zone {
+		e.Stats.EventsUnfit++
+		return false
+	}
+	if !e.filter.Match(f) {
+		e.Stats.EventsFiltered++
+		return false
+	}
+	if f.Synproxy == (flow.Synproxy{}) {
+		f.Has &^= flow.HasSynproxy // every entry made through ctnetlink has an empty one
+	}
+	if !e.cfg.Labels {
+		f.Has &^= flow.HasLabels
+	}
+	if f.Has&flow.HasTCPFlags != 0 && f.TCPFlags[0]&f.TCPFlags[1]&flow.TCPFlagWindowScale == 0 {
+		f.Has &^= flow.HasTCPWScale // zeros that say nothing: the ends did not agree on scaling
+	}
+	f.Has &^= flow.HasSecctx // cannot be restored
+	f.Mark &= e.cfg.MarkMask
+	return true
+}
+
+// insert adds a flow to the internal cache, at the cost of the oldest deletion
+// that waits to be acknowledged if there is no other room.
+func (e *Engine) insert(f *flow.Flow) flow.Handle {
+	h, err := e.internal.Insert(f, e.now)
+	if err != nil {
+		if old := e.mode.Evict(); old != 0 {
+			e.internal.Remove(old)
+			h, err = e.internal.Insert(f, e.now)
+		}
+	}
+	if err != nil {
+		e.Stats.EventsRefused++
+		if !e.full {
+			e.full = true
+			e.log.Error("the internal cache is full: new flows are not replicated", zap.Int("limit", e.internal.Limit()))
+		}
+		return 0
+	}
+	e.internal.SetMark(h, e.kernel.epoch)
+	return h
+}
+
+// hasRoom reports whether a cache that was full has room again, with some to
+// spare.
+func hasRoom(c *cache.Cache) bool {
+	return c.Len()+c.DeadLen() < c.Limit()-c.Limit()/10
+}
+
+// takeDump applies a part of a dump.
+func (e *Engine) takeDump(b *flow.Batch) {
+	e.Stats.Dumped += uint64(b.N)
+	for i := range b.N {
+		e.dumped(&b.Events[i].Flow)
+	}
+}
+
+// dumped applies one flow that the dump found.
+func (e *Engine) dumped(f *flow.Flow) {
+	k := &e.kernel
+	if id, ok := k.graves[f.Orig]; ok && id == f.ID {
+		return
+	}
+	if !e.fit(f) {
+		return
+	}
+	h := e.internal.Lookup(&f.Orig)
+	replace := false
+	switch {
+	case h == 0:
+		if h = e.insert(f); h == 0 {
+			return
+		}
+		if k.first {
+			e.Stats.Found++
+		}
+	case e.internal.Dead(h):
+		if e.internal.ID(h) == f.ID {
+			return
+		}
+		replace = true
+	case e.internal.Mark(h) == k.epoch:
+		return // an event said more recently how it is
+	case e.internal.ID(h) != f.ID:
+		replace = true
+	default:
+		e.internal.SetMark(h, k.epoch)
+		if !e.internal.MergeFull(h, f, e.now) {
+			return
+		}
+		e.internal.SetFlags(h, flagUpdated, 0)
+	}
+	if replace {
+		e.internal.Replace(h, f, e.now)
+		e.internal.SetMark(h, k.epoch)
+	}
+	if k.first { // what the first dump finds goes out as one bulk update
+		e.mode.Enqueue(h, replace)
+	}
+}
+
+// dumpEnded is called when the dump worker has ended.
+func (e *Engine) dumpEnded(err error) {
+	k := &e.kernel
+	for { // what it handed over before it ended
+		select {
+		case b := <-k.batches:
+			e.takeDump(b)
+			k.free <- b
+			continue
+		default:
+		}
+		break
+	}
+	k.cancel()
+	k.dumping = false
+	if err == nil {
+		k.sweeping, k.pos = true, 0
+		return
+	}
+	e.Stats.ResyncsFailed++
+	k.wait = min(max(dumpPause, 2*k.wait), dumpRetry)
+	k.again = e.now.Add(k.wait)
+	k.running, k.wanted = false, true
+	clear(k.graves)
+	e.log.Warn("reading the kernel's table failed; trying again", zap.Error(err), zap.Duration("in", k.wait))
+	e.kernelSyncEnded(err)
+}
+
+// sweepInternal does a part of the sweep: what neither the dump nor an event has
+// touched has ended unnoticed. It reports whether something is left to do.
+func (e *Engine) sweepInternal() bool {
+	k := &e.kernel
+	if !k.sweeping {
+		return false
+	}
+	k.pos = e.internal.Walk(k.pos, sweepSlots, func(h flow.Handle) bool {
+		if !e.internal.Dead(h) && e.internal.Mark(h) != k.epoch {
+			e.internal.SetDead(h)
+			e.mode.Enqueue(h, false)
+			e.Stats.Swept++
+		}
+		return true
+	})
+	if k.pos != 0 {
+		return true
+	}
+	k.sweeping, k.running = false, false
+	k.wait, k.again = 0, e.now.Add(dumpPause)
+	clear(k.graves)
+	e.Stats.Resyncs++
+	if !k.first {
+		k.first = true
+		e.mode.Bulk()
+	}
+	e.kernelSyncEnded(nil)
+	return false
+}
+
+// kernelSyncEnded tells those who wait.
+func (e *Engine) kernelSyncEnded(err error) {
+	for _, fn := range e.kernel.served {
+		fn(err)
+	}
+	e.kernel.served = nil
+	select {
+	case e.loads <- err: // the first outcome; nobody reads another
+	default:
+	}
+}
