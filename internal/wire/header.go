@@ -45,6 +45,8 @@ func (t Type) String() string {
 		return "EXP_DEL"
 	case Ctl:
 		return "CTL"
+	case SyncCtl:
+		return "SYNC"
 	}
 	return "type " + strconv.Itoa(int(t))
 }
@@ -133,6 +135,9 @@ type Message struct {
 
 	Flow   flow.Flow   // types 0 to 2 without fault
 	Expect flow.Expect // types 3 to 5 without fault
+	Sync   Sync        // type SyncCtl without fault
+
+	Hash uint64 // FlowHash of types 0 to 2 without fault, if Reader.Sync
 }
 
 // HeaderValid reports whether Type and Flags go together as FT-FW has it: data

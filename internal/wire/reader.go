@@ -9,6 +9,10 @@ type Reader struct {
 	// Otherwise unknown attributes are skipped.
 	Strict bool
 
+	// Sync accepts the messages of the syncd dialect, and hashes flows with Seed.
+	Sync bool
+	Seed uint64
+
 	b []byte // what the walk has not reached yet
 }
 
@@ -56,8 +60,15 @@ func (r *Reader) body(m *Message, msg []byte) Fault {
 		if !parseFlow(msg[HeaderLen:], r.Strict, &m.Flow) {
 			return FaultPayload
 		}
+		if r.Sync {
+			m.Hash = FlowHash(r.Seed, msg)
+		}
 	case m.Type <= ExpDel:
 		if !parseExpect(msg[HeaderLen:], r.Strict, &m.Expect) {
+			return FaultPayload
+		}
+	case m.Type == SyncCtl && r.Sync:
+		if !parseSync(Kind(m.Flags), msg, &m.Sync) {
 			return FaultPayload
 		}
 	case m.Type != Ctl:

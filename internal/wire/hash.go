@@ -1,0 +1,77 @@
+package wire
+
+import (
+	"encoding/binary"
+	"math/bits"
+
+	"syncd/internal/flow"
+)
+
+// Constants of the hash: odd numbers with well mixed bits.
+const (
+	hashK0 = 0xa0761d6478bd642f
+	hashK1 = 0xe7037ed1a0b428db
+	hashK2 = 0x8ebc6af09c88c6e3
+)
+
+// mix folds the 128-bit product of a and b.
+func mix(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
+}
+
+// Hash is the hash function of the syncd dialect (docs/protocol.md, section 7). It
+// takes b in words of 8 octets, little-endian, the last one padded with zeros:
+//
+//	h = seed ^ K0
+//	for each word: h = fold((h ^ word) * K1) + K2     (fold: high half xor low half)
+//	result: fold((h ^ len(b)) * K0)
+//
+// It tells states apart that differ by accident; it is no defence against someone
+// who may write messages.
+func Hash(seed uint64, b []byte) uint64 {
+	h := seed ^ hashK0
+	n := uint64(len(b))
+	for ; len(b) >= 8; b = b[8:] {
+		h = mix(h^binary.LittleEndian.Uint64(b), hashK1) + hashK2
+	}
+	if len(b) > 0 {
+		var w [8]byte
+		copy(w[:], b)
+		h = mix(h^binary.LittleEndian.Uint64(w[:]), hashK1) + hashK2
+	}
+	return mix(h^n, hashK0)
+}
+
+// FlowHash returns the hash of the state that a data message carries: of its
+// attributes without TIMEOUT, which runs by itself. msg is a whole message that
+// AppendFlow made or that a Reader accepted.
+func FlowHash(seed uint64, msg []byte) uint64 {
+	body := msg[min(HeaderLen, len(msg)):]
+	for at := 0; at+4 <= len(body); {
+		n := int(binary.BigEndian.Uint16(body[at:]))
+		if n < 4 || n > len(body)-at {
+			break
+		}
+		if binary.BigEndian.Uint16(body[at+2:]) == ctTimeout {
+			end := min(at+(n+3)&^3, len(body))
+			return Hash(Hash(seed, body[:at]), body[end:])
+		}
+		at += (n + 3) &^ 3
+	}
+	return Hash(Hash(seed, body), nil)
+}
+
+// Bucket returns the bucket of the flow with this identity: the low 7 bits of Hash
+// with seed 0 over 40 octets: source (16), destination (16), source port, destination
+// port and zone (2 each, big-endian), protocol, family number.
+func Bucket(t *flow.Tuple) uint8 {
+	var b [40]byte
+	copy(b[:], t.Src[:])
+	copy(b[16:], t.Dst[:])
+	binary.BigEndian.PutUint16(b[32:], t.SrcPort)
+	binary.BigEndian.PutUint16(b[34:], t.DstPort)
+	binary.BigEndian.PutUint16(b[36:], t.Zone)
+	b[38], b[39] = t.Proto, t.Family
+	return uint8(Hash(0, b[:]) & (Buckets - 1))
+}
