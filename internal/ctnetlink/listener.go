@@ -1,0 +1,370 @@
+package ctnetlink
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"syncd/internal/flow"
+	"syncd/internal/monotime"
+)
+
+const (
+	// A vector of 16 to 64 is where the cost of a recvmmsg stops falling, and no
+	// event is longer than a few hundred octets.
+	listenSlots   = 32
+	listenSlotLen = 2048
+
+	// minTruesize is less than any queued message is charged for (events cost 1280),
+	// so that buffer size / minTruesize bounds the queue from above.
+	minTruesize = 512
+
+	defaultGather = 300 * time.Microsecond
+)
+
+// ListenConfig says how to listen. The zero value listens in the current network
+// namespace with the kernel's default buffer.
+type ListenConfig struct {
+	NetNS int // descriptor of the network namespace, 0 for that of the calling thread
+
+	// Groups are the multicast groups to join; nil means those of conntrack
+	// entries: new, update and destroy. Only entries are decoded: messages of
+	// other groups count as bad.
+	Groups []uint32
+
+	BufferSize int // receive buffer wanted, in octets; 0 leaves the default
+	BufferMax  int // after an overrun the buffer is doubled up to this; 0 never
+
+	// Gather is how long events may pile up in the kernel while one follows the other
+	// within twice that time, so that a wake-up carries many. An event after a pause is
+	// passed on at once. 0 means 300 µs, less than 0 not at all.
+	Gather time.Duration
+}
+
+// ListenStats counts what a Listener did since it was opened.
+type ListenStats struct {
+	Events   uint64 // decoded and handed over
+	Bad      uint64 // messages that could not be decoded
+	Overruns uint64 // episodes of a full buffer, one batch with Overrun each
+	Reads    uint64 // recvmmsg calls that returned something
+}
+
+// Listener receives conntrack events. Run belongs to one goroutine; BufferSize,
+// PortID, Stats, Drops and Close may be called from any.
+type Listener struct {
+	conn   *netlink.Conn
+	raw    syscall.RawConn
+	gather time.Duration
+	max    int // BufferMax
+
+	events, bad, overruns, reads atomic.Uint64
+	bufferSize                   atomic.Int64
+
+	drops struct {
+		sync.Mutex
+		file *os.File // /proc/net/netlink of the socket's namespace, nil if not readable
+	}
+
+	// The rest belongs to the goroutine in Run.
+	rx    *rxVector
+	read  func(fd uintptr) bool // built once; leaves its result in n and errno
+	n     int                   // datagrams in rx
+	errno syscall.Errno
+	block bool // read may wait
+	next  int  // first datagram in rx that is not decoded yet, n if none
+
+	batch *flow.Batch // being filled, kept between runs
+	// draining counts down the messages that may still have been queued before the
+	// overrun; 0 when none is outstanding.
+	draining int
+}
+
+// Listen opens the event socket, joins the groups and sets the buffer. Events
+// queue in the kernel from then on, so a dump that starts after Listen misses
+// nothing. The error is or wraps ErrNoCapability if the kernel does not allow it.
+func Listen(cfg ListenConfig) (*Listener, error) {
+	conn, raw, err := dial(cfg.NetNS)
+	if err != nil {
+		return nil, fmt.Errorf("ctnetlink: listen: %w", err)
+	}
+	l := &Listener{
+		conn: conn, raw: raw, gather: cfg.Gather, max: cfg.BufferMax,
+		rx: newRxVector(listenSlots, listenSlotLen),
+	}
+	if l.gather == 0 {
+		l.gather = defaultGather
+	}
+	l.read = func(fd uintptr) bool {
+		l.n, l.errno = l.rx.recv(fd)
+		l.next = 0
+		return l.errno != unix.EAGAIN || !l.block
+	}
+	if err := l.open(cfg); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("ctnetlink: listen: %w", err)
+	}
+	return l, nil
+}
+
+func (l *Listener) open(cfg ListenConfig) error {
+	// The buffer first: a busy table fills the default one at once.
+	size, err := setReadBuffer(l.conn, cfg.BufferSize)
+	if err != nil {
+		return err
+	}
+	l.bufferSize.Store(int64(size))
+	groups := cfg.Groups
+	if groups == nil {
+		groups = []uint32{unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_UPDATE, unix.NFNLGRP_CONNTRACK_DESTROY}
+	}
+	for _, g := range groups {
+		if err := l.conn.JoinGroup(g); err != nil {
+			return fmt.Errorf("join group %d: %w", g, capability(err))
+		}
+	}
+	// The file shows the namespace that it was opened in, so it is kept open. It
+	// only feeds a counter: without it Drops reports nothing.
+	_ = inNetNS(cfg.NetNS, func() (err error) {
+		l.drops.file, err = os.Open("/proc/thread-self/net/netlink")
+		return err
+	})
+	return nil
+}
+
+// Run reads events until ctx ends, which is no error, or the socket fails. It
+// takes empty batches from free and passes filled ones to full, in the order in which
+// the kernel sent the events: a batch goes when it is full or when the socket has
+// been read empty. While free is empty nothing is read and the kernel's buffer
+// takes what comes.
+//
+// When that buffer overflows, everything that was queued before is still read and passed
+// on; then comes one batch with Overrun set, with or without events in it.
+//
+// Events that were read but not passed on when ctx ended are kept for the next Run.
+func (l *Listener) Run(ctx context.Context, free <-chan *flow.Batch, full chan<- *flow.Batch) error {
+	if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("ctnetlink: listen: %w", err)
+	}
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		l.conn.SetReadDeadline(time.Unix(0, 1))
+		close(interrupted)
+	})
+	err := l.run(ctx, free, full)
+	if !stop() {
+		<-interrupted // or it would hit the next Run
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("ctnetlink: listen: %w", err)
+}
+
+func (l *Listener) run(ctx context.Context, free <-chan *flow.Batch, full chan<- *flow.Batch) error {
+	var woken monotime.Time // when the last wait for events ended, 0 for never
+	busy := false           // events come so quickly that gathering them pays
+	for {
+		if err := l.take(ctx, free); err != nil {
+			return err
+		}
+		if l.next == l.n {
+			// With something in hand only look; wait when there is nothing to pass on.
+			l.block = l.batch.N == 0 && l.draining == 0
+			if err := l.raw.Read(l.read); err != nil {
+				return err
+			}
+			switch l.errno {
+			case 0:
+				l.reads.Add(1)
+			case unix.EAGAIN:
+			case unix.ENOBUFS:
+				l.overrun()
+				continue
+			default:
+				return os.NewSyscallError("recvmmsg", l.errno)
+			}
+			if l.block && l.gather > 0 {
+				now := monotime.Now()
+				busy = woken != 0 && now.Sub(woken) < 2*l.gather
+				woken = now
+			}
+		}
+		if err := l.decode(ctx, free, full); err != nil {
+			return err
+		}
+		if l.n == listenSlots && l.draining != 1 {
+			continue // there may be more
+		}
+		if err := l.flush(ctx, full); err != nil {
+			return err
+		}
+		if busy {
+			pause(l.gather)
+		}
+	}
+}
+
+// pause sleeps in the kernel: the runtime's timers have a resolution of a
+// millisecond when all else is idle.
+func pause(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	_ = unix.Nanosleep(&ts, nil) // a signal that ends it early does no harm
+}
+
+// take makes sure that there is a batch with room.
+func (l *Listener) take(ctx context.Context, free <-chan *flow.Batch) error {
+	if l.batch != nil {
+		return nil
+	}
+	select {
+	case l.batch = <-free:
+		l.batch.N, l.batch.Overrun = 0, false
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// pass hands the batch over.
+func (l *Listener) pass(ctx context.Context, full chan<- *flow.Batch) error {
+	select {
+	case full <- l.batch:
+		l.batch = nil
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// decode turns the datagrams of the last read into events. Each event is a
+// datagram of its own.
+func (l *Listener) decode(ctx context.Context, free <-chan *flow.Batch, full chan<- *flow.Batch) error {
+	var events, bad uint64
+	defer func() {
+		l.events.Add(events)
+		l.bad.Add(bad)
+	}()
+	for ; l.next < l.n; l.next++ {
+		if l.batch.N == flow.BatchSize {
+			if err := l.pass(ctx, full); err != nil {
+				return err
+			}
+			if err := l.take(ctx, free); err != nil {
+				return err
+			}
+		}
+		if DecodeEvent(l.rx.datagram(l.next), &l.batch.Events[l.batch.N]) != nil {
+			bad++
+			continue
+		}
+		l.batch.N++
+		events++
+	}
+	if l.draining > 1 {
+		l.draining = max(l.draining-l.n, 1)
+	}
+	return nil
+}
+
+// flush hands over what there is after the socket has been read empty.
+func (l *Listener) flush(ctx context.Context, full chan<- *flow.Batch) error {
+	if l.batch.N == 0 && l.draining == 0 {
+		return nil
+	}
+	l.batch.Overrun = l.draining > 0
+	if err := l.pass(ctx, full); err != nil {
+		l.batch.Overrun = false // the next Run may still add events to it
+		return err
+	}
+	l.draining = 0
+	return nil
+}
+
+// overrun begins an episode. The kernel reports it before the events that were
+// queued earlier, and queues nothing more until those have been read; so at most a
+// whole buffer of them is to come before the batch that tells of the loss.
+func (l *Listener) overrun() {
+	if l.draining == 0 {
+		l.overruns.Add(1)
+	}
+	size := int(l.bufferSize.Load())
+	l.draining = max(size/minTruesize, 2)
+	if size < l.max {
+		if n, err := setReadBuffer(l.conn, min(2*size, l.max)); err == nil {
+			l.bufferSize.Store(int64(n))
+		}
+	}
+}
+
+// PortID is the netlink port of the socket.
+func (l *Listener) PortID() uint32 { return l.conn.PID() }
+
+// BufferSize is the receive buffer that the kernel granted, in octets.
+func (l *Listener) BufferSize() int { return int(l.bufferSize.Load()) }
+
+// Stats returns the counters.
+func (l *Listener) Stats() ListenStats {
+	return ListenStats{
+		Events:   l.events.Load(),
+		Bad:      l.bad.Load(),
+		Overruns: l.overruns.Load(),
+		Reads:    l.reads.Load(),
+	}
+}
+
+// Drops returns how many events the kernel threw away for want of buffer, as
+// /proc/net/netlink shows it; ok is false when it cannot be known.
+func (l *Listener) Drops() (drops uint64, ok bool) {
+	l.drops.Lock()
+	defer l.drops.Unlock()
+	if l.drops.file == nil {
+		return 0, false
+	}
+	if _, err := l.drops.file.Seek(0, io.SeekStart); err != nil {
+		return 0, false
+	}
+	table, err := io.ReadAll(l.drops.file)
+	if err != nil {
+		return 0, false
+	}
+	return parseDrops(table, l.PortID())
+}
+
+// parseDrops finds the netfilter socket of a port in the text of
+// /proc/net/netlink: sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode.
+func parseDrops(table []byte, port uint32) (uint64, bool) {
+	const protocol, pid, drops = 1, 2, 8
+	for line := range bytes.Lines(table) {
+		c := bytes.Fields(line)
+		if len(c) <= drops || string(c[protocol]) != strconv.Itoa(unix.NETLINK_NETFILTER) ||
+			string(c[pid]) != strconv.FormatUint(uint64(port), 10) {
+			continue
+		}
+		n, err := strconv.ParseUint(string(c[drops]), 10, 64)
+		return n, err == nil
+	}
+	return 0, false
+}
+
+// Close closes the socket. A Run that is going on ends with an error.
+func (l *Listener) Close() error {
+	l.drops.Lock()
+	defer l.drops.Unlock()
+	var err error
+	if l.drops.file != nil {
+		err = l.drops.file.Close()
+		l.drops.file = nil
+	}
+	return errors.Join(l.conn.Close(), err)
+}
