@@ -49,7 +49,7 @@ const (
 	statusLen  = HeaderLen + 36
 	voidLen    = HeaderLen + 16
 	bulkLen    = HeaderLen + 20
-	digestLen  = HeaderLen + 4 + 8*Buckets
+	digestLen  = HeaderLen + 8 + 8*Buckets
 	rangeOctet = 8
 )
 
@@ -97,7 +97,7 @@ type Sync struct {
 
 	To     uint64 // Status, Void: the session that it is for
 	Last   Seq    // Status
-	Bulk   uint32 // Status: last bulk update seen; BulkBegin, BulkEnd: its id
+	Bulk   uint32 // Status: last bulk update seen; BulkBegin, BulkEnd: its id; Digest: the one under way
 	Mask   Mask   // Status: wanted; BulkBegin, BulkEnd: concerned
 	At     Seq    // Void
 	Lost   bool   // Void
@@ -158,9 +158,9 @@ func parseSync(k Kind, b []byte, s *Sync) (ok bool) {
 		if len(b) < digestLen {
 			return false
 		}
-		s.Count = be.Uint32(body)
+		s.Count, s.Bulk = be.Uint32(body), be.Uint32(body[4:])
 		for i := range s.Sums {
-			s.Sums[i] = be.Uint64(body[4+8*i:])
+			s.Sums[i] = be.Uint64(body[8+8*i:])
 		}
 	}
 	return true
@@ -256,10 +256,11 @@ func AppendBulk(b []byte, k Kind, seq Seq, id uint32, m Mask) []byte {
 	return appendMask(b, m)
 }
 
-// AppendDigest appends a DIGEST.
-func AppendDigest(b []byte, seq Seq, count uint32, sums *[Buckets]uint64) []byte {
+// AppendDigest appends a DIGEST. bulk is the id of the bulk update under way, 0 if
+// there is none.
+func AppendDigest(b []byte, seq Seq, count, bulk uint32, sums *[Buckets]uint64) []byte {
 	b = appendHeader(b, SyncCtl, Flags(Digest), digestLen, seq)
-	b = binary.BigEndian.AppendUint32(b, count)
+	b = binary.BigEndian.AppendUint64(b, uint64(count)<<32|uint64(bulk))
 	for _, s := range sums {
 		b = binary.BigEndian.AppendUint64(b, s)
 	}

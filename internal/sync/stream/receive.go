@@ -1,0 +1,418 @@
+package stream
+
+import (
+	"syncd/internal/monotime"
+	"syncd/internal/wire"
+)
+
+// Delivery says how a data message is to be applied to the replica.
+type Delivery struct {
+	Owner uint8
+	// Late: it is older than what came since. It counts only for a flow of which
+	// nothing newer is known: neither a state nor a deletion.
+	Late bool
+	// Confirms: it takes its flow out of doubt.
+	Confirms bool
+	// Remember: if it is a deletion, its number must be remembered until the
+	// owner is whole (Replica.Whole), for something older may still come.
+	Remember bool
+}
+
+// Receive takes one message of a session. A message that is to be delivered must be
+// applied to the replica before the next one is given in. Bad leaves the machine as
+// it was, except that a data message whose attributes did not parse takes its number
+// with it.
+func (m *Machine) Receive(now monotime.Time, session uint64, msg *wire.Message) (v wire.Verdict, d Delivery) {
+	if session == m.cfg.Session || session == 0 {
+		m.Stats.Bad++
+		return wire.Bad, d
+	}
+	data := msg.Type <= wire.ExpDel
+	switch {
+	case msg.Fault == wire.FaultHeader, data && msg.Flags != 0, !data && msg.Type != wire.SyncCtl,
+		!data && msg.Fault != wire.FaultNone:
+		m.Stats.Bad++
+		return wire.Bad, d
+	}
+	if !data && msg.Sync.Kind == wire.Hello {
+		m.Stats.HelloReceived++
+		return m.receiveHello(now, session, msg), d
+	}
+	p := m.find(session)
+	if p == nil || !p.met {
+		m.Stats.Unmet++
+		m.greet(now)
+		return wire.Drop, d
+	}
+	p.heard = now
+	d.Owner = p.owner
+	if !data && !msg.Sync.Kind.InStream() {
+		m.see(now, p, msg.Seq)
+		m.receiveAside(now, p, msg)
+		return wire.Control, d
+	}
+	if msg.Seq.Before(p.expected) {
+		d.Late = true
+		if !contains(p.missing, msg.Seq) {
+			if m.Stats.Before++; p.expected.Sub(msg.Seq) < int32(m.cfg.AckWindow) {
+				p.patience = min(2*p.patience, maxPatience) // given up too soon, perhaps
+			}
+			return wire.Drop, d
+		}
+		m.Stats.Late++
+		p.missing = subtract(p.missing, wire.Range{From: msg.Seq, To: msg.Seq})
+	} else {
+		m.see(now, p, msg.Seq)
+		p.expected = msg.Seq + 1
+	}
+	m.cover(now, p)
+	if !data {
+		m.receiveMarker(now, p, msg.Seq, d.Late, &msg.Sync)
+		return wire.Control, d
+	}
+	if msg.Fault != wire.FaultNone {
+		m.Stats.Bad++
+		return wire.Bad, d
+	}
+	m.Stats.DataReceived++
+	d.Confirms = p.bulkSeen == 0 || p.bulkAt.Before(msg.Seq)
+	d.Remember = !p.whole()
+	return wire.Deliver, d
+}
+
+// contains reports whether n is in one of the ascending ranges.
+func contains(ranges []gap, n wire.Seq) bool {
+	for _, r := range ranges {
+		if !n.Before(r.From) && !r.To.Before(n) {
+			return true
+		}
+	}
+	return false
+}
+
+// Applied must be called after the messages of a turn have been applied: what hangs
+// on being whole is done now.
+func (m *Machine) Applied(now monotime.Time) {
+	for _, p := range m.peers {
+		m.finish(p)
+	}
+}
+
+// finish ends a bulk update of p's once nothing of it is missing.
+func (m *Machine) finish(p *peer) {
+	if !p.met || !p.whole() {
+		return
+	}
+	m.replica.Whole(p.owner)
+	if p.ending {
+		p.ending, p.sweeping = false, true
+		m.replica.Sweep(p.owner, p.bulkMask)
+	}
+	if p.sweeping && m.replica.Doubtful(p.owner).And(p.bulkMask).Empty() {
+		p.sweeping = false
+	}
+}
+
+func (m *Machine) receiveHello(now monotime.Time, session uint64, msg *wire.Message) wire.Verdict {
+	p := m.meetable(now, session)
+	if p == nil {
+		return wire.Drop
+	}
+	p.heard = now
+	s := &msg.Sync
+	if !p.met {
+		p.name = nameOf(&s.Name)
+	}
+	known := false
+	for i := range s.N {
+		g := &s.Greets[i]
+		if g.Session != m.cfg.Session {
+			continue
+		}
+		known = true
+		p.knows = g.Challenge == [16]byte{}
+		if !p.knows {
+			p.theirs = g.Challenge
+		}
+		if !p.met && g.Echo == p.challenge {
+			m.meet(now, p, msg.Seq)
+		}
+	}
+	if !known {
+		p.knows = false
+	}
+	if !p.met || !p.knows {
+		m.greet(now)
+		return wire.Control
+	}
+	m.see(now, p, msg.Seq)
+	return wire.Control
+}
+
+func nameOf(b *[wire.MaxName + 1]byte) string {
+	for i, c := range b {
+		if c == 0 {
+			return string(b[:i])
+		}
+	}
+	return string(b[:])
+}
+
+// greet lets a HELLO leave soon.
+func (m *Machine) greet(now monotime.Time) {
+	if at := m.lastHi.Add(helloAtMost); m.lastHi == 0 || at < m.helloDue {
+		m.helloDue = max(at, now)
+		if m.lastHi == 0 {
+			m.helloDue = now
+		}
+	}
+}
+
+// see notes that the peer's stream has come as far as seq: what lies between is
+// missing.
+func (m *Machine) see(now monotime.Time, p *peer, seq wire.Seq) {
+	if !p.expected.Before(seq) {
+		return
+	}
+	m.Stats.Gaps++
+	m.Stats.Missing += uint64(uint32(seq - p.expected))
+	p.missing = append(p.missing, gap{wire.Range{From: p.expected, To: seq - 1}, now})
+	p.expected = seq
+	if len(p.missing) > maxMissing {
+		// Too much to list: a bulk update is cheaper.
+		p.missing = p.missing[:0]
+		p.wanted = wire.AllBuckets
+		p.wholeAt = p.expected
+		p.ending = false
+	}
+	// What is only late comes by itself in a moment.
+	if at := now.Add(p.patience); p.statusDue == 0 || at < p.statusDue {
+		p.statusDue = at
+	}
+}
+
+// cover counts a message that a STATUS has to cover.
+func (m *Machine) cover(now monotime.Time, p *peer) {
+	p.uncovered++
+	switch {
+	case p.uncovered >= m.cfg.AckWindow:
+		p.statusDue = now
+	case p.statusDue == 0:
+		p.statusDue = now.Add(statusDelay)
+	}
+}
+
+// receiveMarker handles a message of the stream that is not a flow.
+func (m *Machine) receiveMarker(now monotime.Time, p *peer, seq wire.Seq, late bool, s *wire.Sync) {
+	switch s.Kind {
+	case wire.BulkBegin:
+		m.Stats.BulkReceived++
+		if late {
+			return // what it would put in doubt may be confirmed already; it is repeated
+		}
+		if s.Bulk != p.bulkSeen {
+			p.bulkSeen, p.bulkMask, p.bulkAt, p.ending, p.sweeping = s.Bulk, s.Mask, seq, false, false
+			m.replica.Doubt(p.owner, s.Mask)
+		}
+		p.wanted = p.wanted.Less(s.Mask)
+		p.statusDue = now // the sender waits for this
+	case wire.BulkEnd:
+		m.Stats.BulkReceived++
+		if s.Bulk == p.bulkSeen && s.Mask == p.bulkMask {
+			p.ending = true
+			m.finish(p)
+		}
+	case wire.Digest:
+		m.Stats.DigestReceived++
+		if seq == p.expected-1 { // nothing newer has been applied yet
+			m.compare(now, p, s)
+		}
+	}
+}
+
+// compare compares the sender's sums with ours, at this point of its stream.
+func (m *Machine) compare(now monotime.Time, p *peer, s *wire.Sync) {
+	if !p.whole() {
+		return
+	}
+	doubtful := m.replica.Doubtful(p.owner)
+	if s.Bulk == 0 && !p.sweeping && !doubtful.Empty() {
+		p.wanted = p.wanted.Or(doubtful) // the end of the bulk update was missed
+		p.statusDue = now
+	}
+	skip := p.wanted.Or(doubtful)
+	ours := m.replica.Sums(p.owner)
+	var differ wire.Mask
+	for b := range s.Sums {
+		if s.Sums[b] != ours[b] && !skip.Has(uint8(b)) {
+			differ = differ.With(uint8(b))
+			m.Stats.BadBuckets++
+		}
+	}
+	switch {
+	case !differ.Empty():
+		m.Stats.Differed++
+		p.differed = true
+		p.wanted = p.wanted.Or(differ)
+		p.statusDue = now
+	case skip.Empty():
+		m.Stats.Agreed++
+		p.proven, p.differed = now, false
+		p.patience = max(p.patience-p.patience/4, minPatience)
+	}
+}
+
+// receiveAside handles a message that is not of the stream.
+func (m *Machine) receiveAside(now monotime.Time, p *peer, msg *wire.Message) {
+	s := &msg.Sync
+	switch s.Kind {
+	case wire.Status:
+		m.Stats.StatusReceived++
+		if s.To == m.cfg.Session {
+			m.receiveStatus(now, p, s)
+		}
+	case wire.Void:
+		m.Stats.VoidReceived++
+		if s.To == m.cfg.Session {
+			m.receiveVoid(now, p, s)
+		}
+	default:
+		m.Stats.Unknown++
+	}
+}
+
+// receiveVoid takes numbers out of what is missing that will not come.
+func (m *Machine) receiveVoid(now monotime.Time, p *peer, s *wire.Sync) {
+	if s.Lost {
+		if p.expected.Before(s.At) {
+			p.expected = s.At
+		}
+		p.missing = subtract(p.missing, wire.Range{From: s.At - 1<<31 + 1, To: s.At - 1})
+		p.wanted = wire.AllBuckets
+		p.ending = false
+		p.statusDue = now
+	} else {
+		for _, r := range s.Ranges[:s.N] {
+			p.missing = subtract(p.missing, r)
+		}
+	}
+	if p.wholeAt.Before(s.At) {
+		p.wholeAt = s.At
+	}
+	m.finish(p)
+}
+
+// subtract takes the numbers of r out of ascending gaps, in their memory if it can.
+func subtract(gaps []gap, r wire.Range) []gap {
+	out := gaps[:0]
+	for i, q := range gaps {
+		if q.To.Before(r.From) || r.To.Before(q.From) {
+			out = append(out, q)
+			continue
+		}
+		head, tail := q.From.Before(r.From), r.To.Before(q.To)
+		if head && tail { // r lies within q, so the others are outside
+			rest := append([]gap{}, gaps[i+1:]...)
+			before, after := q, q
+			before.To, after.From = r.From-1, r.To+1
+			return append(append(out, before, after), rest...)
+		}
+		switch {
+		case head:
+			q.To = r.From - 1
+			out = append(out, q)
+		case tail:
+			q.From = r.To + 1
+			out = append(out, q)
+		}
+	}
+	return out
+}
+
+// receiveStatus learns how far a peer follows our stream.
+func (m *Machine) receiveStatus(now monotime.Time, p *peer, s *wire.Sync) {
+	p.told = s.Bulk
+	if !p.counted {
+		// It may follow from here on if it has seen all that is not kept any more.
+		if uint32(s.Last+1-m.base) > uint32(m.next-m.base) || s.N > 0 {
+			p.lost, p.void, p.lacks, p.ticket = true, true, nil, m.ticket
+			m.want(p, wire.AllBuckets)
+			if uint32(s.Last+1-m.base) <= uint32(m.next-m.base) {
+				p.counted, p.covered, p.progress = true, s.Last, now
+			}
+			return
+		}
+		p.counted, p.covered, p.progress = true, s.Last, now
+	}
+	if p.covered.Before(s.Last) && s.Last.Before(m.next) {
+		p.covered, p.progress = s.Last, now
+	}
+	p.lacks = p.lacks[:0]
+	for _, r := range s.Ranges[:s.N] {
+		m.lack(r)
+		p.lacks = append(p.lacks, r)
+	}
+	if s.N > 0 {
+		p.void, p.ticket = true, m.ticket
+	}
+	m.want(p, s.Mask)
+	m.retire()
+}
+
+// want notes which buckets a peer wants of us.
+func (m *Machine) want(p *peer, mask wire.Mask) {
+	p.wants = mask
+	if mask.Empty() {
+		return
+	}
+	b := &m.bulk
+	switch {
+	case b.stage == bulkIdle && p.told != b.id && p.counted && p.covered.Before(b.end):
+		// It has not come to the last one yet.
+		mask = mask.Less(b.mask)
+	case b.stage != bulkIdle && p.told != b.id:
+		mask = mask.Less(b.mask)
+	}
+	b.next = b.next.Or(mask)
+}
+
+// lack makes what the numbers of r carried due again.
+func (m *Machine) lack(r wire.Range) {
+	from, to := r.From, r.To
+	if from.Before(m.base) {
+		from = m.base
+	}
+	if !to.Before(m.next) {
+		to = m.next - 1
+	}
+	for n := from; !to.Before(n); n++ {
+		e := m.at(n)
+		switch {
+		case e.h != 0:
+			m.Stats.Resent++
+			m.flying--
+			m.push(e.h, m.slot(e.h))
+		case e.kind == wire.BulkEnd && m.bulk.stage == bulkIdle:
+			m.bulk.stage = bulkEnding // its end leaves again
+			m.bulk.ticket = m.ticket
+		}
+		*e = sent{}
+	}
+}
+
+// retire gives up what every peer that counts has.
+func (m *Machine) retire() {
+	end := m.next
+	for _, p := range m.peers {
+		if p.counted && p.covered.Before(end-1) {
+			end = p.covered + 1
+		}
+	}
+	for ; m.base.Before(end); m.base++ {
+		e := m.at(m.base)
+		if e.h != 0 {
+			m.landed(e.h)
+		}
+		*e = sent{}
+	}
+}

@@ -1,0 +1,334 @@
+package stream
+
+import (
+	"time"
+
+	"syncd/internal/flow"
+	"syncd/internal/monotime"
+	"syncd/internal/wire"
+)
+
+// Enqueue says that h changed: its current state must reach the peers.
+func (m *Machine) Enqueue(h flow.Handle, _ bool) {
+	s := m.slot(h)
+	switch s.state {
+	case dirty:
+		return
+	case inFlight:
+		m.at(s.number).h = 0
+		m.flying--
+	}
+	m.push(h, s)
+}
+
+// Forget drops h from the queues: the slot is about to be used for something else.
+// If peers hold the flow, their digests will tell them.
+func (m *Machine) Forget(h flow.Handle) {
+	s := m.slot(h)
+	switch s.state {
+	case dirty:
+		m.unlink(s)
+	case inFlight:
+		m.at(s.number).h = 0
+		m.flying--
+	}
+	m.account(s, 0, 0)
+	*s = slot{}
+	if m.bulk.hold == h {
+		m.bulk.hold = 0
+	}
+}
+
+// ForgetAll drops every flow, before the cache is emptied.
+func (m *Machine) ForgetAll() {
+	m.slots = nil
+	m.head, m.tail, m.dirty, m.flying, m.count = 0, 0, 0, 0, 0
+	m.sums = [wire.Buckets]uint64{}
+	for n := m.base; n != m.next; n++ {
+		m.at(n).h = 0
+	}
+	m.bulk.hold, m.bulk.pos = 0, 0
+}
+
+// Evict returns 0: deletions are kept for peers that answer only, and those answer
+// soon.
+func (m *Machine) Evict() flow.Handle { return 0 }
+
+// Bulk sends everything to everyone.
+func (m *Machine) Bulk() { m.bulk.next = wire.AllBuckets }
+
+// RequestResync wants everything of every peer.
+func (m *Machine) RequestResync() {
+	for _, p := range m.peers {
+		p.wanted = wire.AllBuckets
+	}
+}
+
+// Pending reports whether AppendDatagram has something to send now.
+func (m *Machine) Pending(now monotime.Time) bool {
+	if now >= m.helloDue {
+		return true
+	}
+	for _, p := range m.peers {
+		if p.met && p.statusDue != 0 && now >= p.statusDue || m.voidReady(p) {
+			return true
+		}
+	}
+	return m.streamReady(now)
+}
+
+// streamReady reports whether a message of the stream can leave.
+func (m *Machine) streamReady(now monotime.Time) bool {
+	if !m.anyCounted() {
+		return m.dirty > 0 || m.bulkWork(now)
+	}
+	if m.queueFull() {
+		return false
+	}
+	return m.dirty > 0 || m.bulkWork(now) || now >= m.digestDue
+}
+
+func (m *Machine) anyCounted() bool {
+	for _, p := range m.peers {
+		if p.counted {
+			return true
+		}
+	}
+	return false
+}
+
+// AppendDatagram appends as many waiting messages to b as fit in limit octets and
+// returns it. b must have room for limit plus one message.
+func (m *Machine) AppendDatagram(now monotime.Time, b []byte, limit int) []byte {
+	start := len(b)
+	fits := func(n int) bool { return len(b)-start+n <= limit || len(b) == start }
+	if now >= m.helloDue && fits(wire.MaxSyncLen) {
+		b = m.appendHello(now, b)
+	}
+	for _, p := range m.peers {
+		if p.met && p.statusDue != 0 && now >= p.statusDue && fits(statusRoom) {
+			b = m.appendStatus(now, b, p)
+		}
+		if m.voidReady(p) && fits(statusRoom) {
+			b = wire.AppendVoid(b, m.next, p.session, m.next, p.lost, p.lacks)
+			p.void, p.lost = false, false
+			m.Stats.VoidSent++
+		}
+	}
+	if !m.anyCounted() {
+		m.drop()
+		return b
+	}
+	if m.queueFull() {
+		return b
+	}
+	b, full := m.appendDirty(now, b, start, limit)
+	if full {
+		return b
+	}
+	b = m.appendBulk(now, b, start, limit)
+	if now >= m.digestDue && fits(digestRoom) {
+		id := m.bulk.id
+		if m.bulk.stage == bulkIdle {
+			id = 0
+		}
+		b = wire.AppendDigest(b, m.take(sent{kind: wire.Digest}), m.count, id, &m.sums)
+		m.digestDue = now.Add(digestInterval)
+		m.Stats.DigestSent++
+	}
+	return b
+}
+
+const (
+	statusRoom = 64 + 8*wire.MaxRanges
+	digestRoom = 16 + 8*wire.Buckets
+)
+
+func (m *Machine) appendHello(now monotime.Time, b []byte) []byte {
+	m.greets = m.greets[:0]
+	for _, p := range m.peers {
+		g := wire.Greet{Session: p.session, Echo: p.theirs}
+		if !p.met {
+			g.Challenge = p.challenge
+		}
+		m.greets = append(m.greets, g)
+	}
+	m.helloDue, m.lastHi = now.Add(helloInterval), now
+	m.Stats.HelloSent++
+	return wire.AppendHello(b, m.next, m.cfg.Name, m.greets)
+}
+
+func (m *Machine) appendStatus(now monotime.Time, b []byte, p *peer) []byte {
+	// What is not listed, because it may only be late or there is no room, must not
+	// count as covered.
+	last, list := p.expected-1, m.ranges[:0]
+	p.statusDue = 0
+	for i := range p.missing {
+		g := &p.missing[i]
+		if ripe := g.since.Add(p.patience); now < ripe || len(list) == wire.MaxRanges {
+			last = g.From - 1
+			p.statusDue = max(ripe, now.Add(time.Millisecond))
+			break
+		}
+		list = append(list, g.Range)
+	}
+	m.ranges = list
+	b = wire.AppendStatus(b, m.next, p.session, last, p.bulkSeen, p.wanted, list)
+	m.Stats.StatusSent++
+	p.uncovered = 0
+	if len(list) > 0 || !p.wanted.Empty() {
+		p.statusDue = monotime.Earliest(p.statusDue, now.Add(statusRepeat))
+		if len(list) == wire.MaxRanges {
+			p.statusDue = now.Add(statusRepeat)
+		}
+	}
+	return b
+}
+
+// voidReady reports whether the peer can be told that what it lacked has left
+// again.
+func (m *Machine) voidReady(p *peer) bool {
+	return p.void && m.passed(p.ticket)
+}
+
+// passed reports whether every flow that was dirty when ticket was the latest has
+// left.
+func (m *Machine) passed(ticket wire.Seq) bool {
+	return m.head == 0 || ticket.Before(m.slot(m.head).number)
+}
+
+// appendDirty appends flows that changed.
+func (m *Machine) appendDirty(now monotime.Time, b []byte, start, limit int) (_ []byte, full bool) {
+	for m.dirty > 0 && !m.queueFull() {
+		h := m.head
+		s := m.slot(h)
+		var ok bool
+		if b, ok = m.appendFlow(b, start, limit, h, s, now); !ok {
+			return b, true
+		}
+		m.unlink(s)
+		s.state = inFlight
+		s.number = m.next - 1
+	}
+	return b, false
+}
+
+// appendFlow appends the message of one flow if it fits. The caller sets the state.
+func (m *Machine) appendFlow(b []byte, start, limit int, h flow.Handle, s *slot, now monotime.Time) ([]byte, bool) {
+	end := len(b)
+	b = m.store.AppendFlow(b, h, 0, m.next, true, now)
+	if len(b)-start > limit && end > start {
+		return b[:end], false
+	}
+	if m.store.Dead(h) {
+		m.account(s, 0, 0)
+	} else {
+		m.account(s, wire.FlowHash(m.cfg.Session, b[end:]), m.store.Bucket(h))
+	}
+	m.take(sent{h: h})
+	m.flying++
+	m.Stats.DataSent++
+	return b, true
+}
+
+// account replaces what the digest holds of a flow; hash 0 takes it out.
+func (m *Machine) account(s *slot, hash uint64, bucket uint8) {
+	if s.hash != 0 {
+		m.sums[s.bucket] -= s.hash
+		m.count--
+	}
+	if hash != 0 {
+		m.sums[bucket] += hash
+		m.count++
+	}
+	s.hash, s.bucket = hash, bucket
+}
+
+// take gives out the next number for a message that has been appended.
+func (m *Machine) take(e sent) wire.Seq {
+	n := m.next
+	if int(n-m.base) == len(m.ring) {
+		ring := make([]sent, 2*len(m.ring))
+		for k := m.base; k != m.next; k++ {
+			ring[int(k)&(len(ring)-1)] = *m.at(k)
+		}
+		m.ring = ring
+	}
+	*m.at(n) = e
+	m.next++
+	return n
+}
+
+// queueFull reports whether nothing more may leave until some peer that counts has
+// caught up, or does not count any more (see Advance).
+func (m *Machine) queueFull() bool { return int(m.next-m.base) >= m.cfg.ResendQueue }
+
+func (m *Machine) at(n wire.Seq) *sent { return &m.ring[int(n)&(len(m.ring)-1)] }
+
+// landed ends the flight of a flow that every peer has.
+func (m *Machine) landed(h flow.Handle) {
+	s := m.slot(h)
+	m.flying--
+	s.state = clean
+	if m.store.Dead(h) {
+		m.Forget(h)
+		m.store.Release(h)
+	}
+}
+
+// drop empties the queue when nobody listens: a peer that comes gets everything by
+// a bulk update. What was accounted stays accounted until then.
+func (m *Machine) drop() {
+	for m.head != 0 {
+		h := m.head
+		s := m.slot(h)
+		m.unlink(s)
+		if m.store.Dead(h) {
+			m.Forget(h)
+			m.store.Release(h)
+		} else {
+			m.account(s, 0, 0)
+		}
+	}
+	m.retire()
+	m.bulk = bulk{id: m.bulk.id} // given up: its id has no end
+}
+
+// push appends h to the queue of dirty flows.
+func (m *Machine) push(h flow.Handle, s *slot) {
+	m.ticket++
+	s.state, s.number = dirty, m.ticket
+	s.prev, s.next = m.tail, 0
+	if m.tail == 0 {
+		m.head = h
+	} else {
+		m.slot(m.tail).next = h
+	}
+	m.tail = h
+	m.dirty++
+}
+
+// unlink takes a flow out of the queue of dirty flows.
+func (m *Machine) unlink(s *slot) {
+	if s.prev == 0 {
+		m.head = s.next
+	} else {
+		m.slot(s.prev).next = s.next
+	}
+	if s.next == 0 {
+		m.tail = s.prev
+	} else {
+		m.slot(s.next).prev = s.prev
+	}
+	s.prev, s.next, s.state = 0, 0, clean
+	m.dirty--
+}
+
+// slot returns the slot of h, growing the table to hold it. Chunks never move.
+func (m *Machine) slot(h flow.Handle) *slot {
+	c := int(h / chunkLen)
+	for c >= len(m.slots) {
+		m.slots = append(m.slots, new([chunkLen]slot))
+	}
+	return &m.slots[c][h%chunkLen]
+}
