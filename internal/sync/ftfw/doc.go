@@ -36,13 +36,15 @@
 //   - A request for the peer's state (RESYNC) leaves only when both sides have
 //     finished their HELLO, and is repeated until it was provably received. It is
 //     made at the start, after a restart of the peer, after a silence, and after
-//     a gap larger than what a resend queue holds.
+//     a gap larger than what a resend queue holds. The bulk update that follows
+//     counts as over only when the peer has acknowledged a message since.
 //   - ACKs leave at least once a second, traffic or not.
 //
 // A bulk update walks the cache in place, beside the live changes, and never has
 // more than bulkInFlight messages unacknowledged, so that it overruns no socket
 // buffer. A second request while one is running extends it to a full round from
-// where it is.
+// where it is. A flow that has left since the request and is still in flight is not
+// sent again.
 //
 // The machine speaks to exactly one peer: the dialect has one sequence state for
 // all senders.

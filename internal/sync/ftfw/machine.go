@@ -29,7 +29,7 @@ type Store interface {
 // its default.
 type Config struct {
 	FirstSeq    wire.Seq      // number of the first message; conntrackd takes the Unix time
-	AckWindow   int           // messages between two ACKs of a busy stream (300)
+	AckWindow   int           // messages between two ACKs of a busy stream (300); at least 2, or two machines acknowledge ACKs for ever
 	ResendQueue int           // most messages unacknowledged (131072)
 	DeadAfter   time.Duration // silence after which the peer counts as gone (10 s)
 	Resync      bool          // ask the peer for its state at the start
@@ -150,12 +150,16 @@ type bulk struct {
 	ended   bool          // this lap is over
 	pos     flow.Handle   // where the walk goes on
 	stop    flow.Handle   // where the second lap ends; 0 while none was asked for
+	since   wire.Seq      // number of the next message when it was last asked for
 	last    monotime.Time // when the last of its messages left
+	burst   int           // how many more of a bulkTrickle may leave
 	hold    flow.Handle   // found by the walk, not sent yet
 }
 
 // resync is our request for the peer's state.
 type resync struct {
+	doubts   uint64   // how often the external cache came into doubt
+	asked    bool     // it was sent at least once
 	wanted   bool     // it has to be sent (again)
 	waiting  bool     // it was sent; not known to have arrived
 	open     bool     // the peer's bulk update is under way: from the request to its presumed end

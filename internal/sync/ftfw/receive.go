@@ -62,7 +62,8 @@ func (m *Machine) listen(now monotime.Time) {
 // old messages on their way could then overwrite newer state. A process that has
 // really started repeats its HELLO every second.
 func (m *Machine) lateHello(now monotime.Time, seq wire.Seq) bool {
-	return m.known && seq.Before(m.last+1) && !seq.Before(m.firstHello) && now.Sub(m.lastHello) < lateness
+	return m.known && m.lastHello != 0 && now.Sub(m.lastHello) < lateness &&
+		seq.Before(m.last+1) && !seq.Before(m.firstHello)
 }
 
 // beforeTooLong reports whether nothing but old numbers has come for so long that
@@ -99,6 +100,8 @@ func (m *Machine) receiveHello(now monotime.Time, seq wire.Seq) {
 	m.firstHello = seq
 	if m.known {
 		m.Stats.Restarts++
+		// What waits to be said is about the numbers of its former process.
+		m.controls, m.firstControl = m.controls[:0], 0
 		// The peer may have lost its acknowledgement of our HELLO with its
 		// process; its numbers may start anywhere.
 		m.pending = false
@@ -190,16 +193,16 @@ func (m *Machine) digest(now monotime.Time, msg *wire.Message) wire.Verdict {
 // clip cuts a range of numbers to those of the resend queue; n is how many are
 // left.
 func (m *Machine) clip(from, to wire.Seq) (first wire.Seq, n uint32) {
-	if from.Before(m.base) {
-		from = m.base
+	// Lengths, not Before: a range may be as long as half of all numbers, and then
+	// its ends say nothing about where it lies.
+	length, own := uint32(to-from)+1, uint32(m.next-m.base)
+	if at := uint32(from - m.base); at < own {
+		return from, min(length, own-at)
 	}
-	if !to.Before(m.next) {
-		to = m.next - 1
+	if ahead := uint32(m.base - from); ahead < length {
+		return m.base, min(length-ahead, own)
 	}
-	if to.Before(from) {
-		return from, 0
-	}
-	return from, uint32(to-from) + 1
+	return from, 0
 }
 
 func (m *Machine) receiveAck(now monotime.Time, from, to wire.Seq) {
@@ -207,10 +210,10 @@ func (m *Machine) receiveAck(now monotime.Time, from, to wire.Seq) {
 	if n == 0 {
 		return
 	}
-	for s := first; n > 0; s, n = s+1, n-1 {
-		m.confirm(now, s)
+	for i := range n {
+		m.confirm(now, first+wire.Seq(i))
 	}
-	if high := minSeq(to, m.next-1); !m.anyAck || m.acked.Before(high) {
+	if high := first + wire.Seq(n-1); !m.anyAck || m.acked.Before(high) {
 		m.acked, m.anyAck = high, true
 	}
 	m.retire()
@@ -248,25 +251,10 @@ func (m *Machine) retire() {
 
 func (m *Machine) receiveNack(from, to wire.Seq) {
 	first, n := m.clip(from, to)
-	for s := first; n > 0; s, n = s+1, n-1 {
-		switch e := *m.at(s); {
-		case e.ctl == wire.FlagResync:
-			if m.resync.seq == s {
-				m.resync.waiting, m.resync.wanted, m.resync.open = false, true, false
-			}
-		case e.ctl != 0:
-			m.queueControl(control{e.ctl, e.from, e.to})
-		}
-		if m.giveUp(s) {
+	for i := range n {
+		if m.again(first + wire.Seq(i)) {
 			m.Stats.Resent++
 		}
 	}
 	m.retire()
-}
-
-func minSeq(a, b wire.Seq) wire.Seq {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }

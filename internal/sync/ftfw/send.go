@@ -54,9 +54,10 @@ func (m *Machine) ForgetAll() {
 // from where it is.
 func (m *Machine) Bulk() {
 	b := &m.bulk
+	b.since = m.next
 	switch {
 	case !b.running:
-		*b = bulk{running: true, last: b.last}
+		*b = bulk{running: true, since: b.since, last: b.last}
 	case b.ended:
 		b.wrap, b.stop = true, ^flow.Handle(0)
 	case b.pos != 0:
@@ -99,14 +100,21 @@ func (m *Machine) Pending(now monotime.Time) bool {
 func (m *Machine) AppendDatagram(now monotime.Time, b []byte, limit int) []byte {
 	start := len(b)
 	for m.firstControl < len(m.controls) && len(b)-start+controlLen <= limit {
-		b = m.appendControl(b, m.controls[m.firstControl])
+		c := m.controls[m.firstControl]
 		m.firstControl++
+		b = m.appendControl(b, c)
 	}
 	if m.firstControl == len(m.controls) {
 		m.controls, m.firstControl = m.controls[:0], 0
 	}
 	if m.resyncDue() && len(b)-start+controlLen <= limit {
 		b = m.appendControl(b, control{f: wire.FlagResync})
+		if !m.resync.asked {
+			// What came since the need was found came without loss detection, if
+			// either side was saying HELLO. The peer's answer begins here.
+			m.resync.asked = true
+			m.resync.doubts++
+		}
 		m.resync.wanted, m.resync.waiting = false, true
 		m.resync.seq, m.resync.sentAt = m.next-1, now
 		m.resync.progress = now
@@ -128,23 +136,18 @@ func (m *Machine) AppendDatagram(now monotime.Time, b []byte, limit int) []byte 
 // controlLen is the length of a control message with a range.
 const controlLen = 16
 
-// appendData fills the rest of a datagram with flows: live changes first, but so
-// that a bulk update gets some room when both wait.
+// appendData fills the rest of a datagram with flows: live changes first, a bulk
+// update in the room that they leave.
 func (m *Machine) appendData(now monotime.Time, b []byte, start, limit int) []byte {
-	full := false
-	for m.dirty > 0 && !full && m.mayFly(now) {
+	var ok bool
+	for m.dirty > 0 && m.mayFly(now) {
 		h := m.head
 		s := m.slot(h)
-		var ok bool
 		if b, ok = m.appendFlow(b, start, limit, h, s, now); !ok {
-			full = true
-			break
+			return b
 		}
 		m.unlink(h, s)
 		s.state = inFlight
-	}
-	if full {
-		return b
 	}
 	for m.bulkReady(now) {
 		h := m.nextBulk()
@@ -152,19 +155,24 @@ func (m *Machine) appendData(now monotime.Time, b []byte, start, limit int) []by
 			break
 		}
 		s := m.slot(h)
-		if s.state == inFlight { // the peer may have emptied its cache after it came
-			m.land(s.seq)
-			m.push(h, s)
+		if s.state == inFlight && s.seq.Before(m.bulk.since) {
+			m.land(s.seq) // the peer may have emptied its cache after it came
+			s.state = clean
 		}
-		if s.state == dirty {
-			m.bulk.hold = 0 // leaves by itself
+		if s.state != clean { // leaves by itself, or has left since
+			m.bulk.hold = 0
 			continue
 		}
-		var ok bool
 		if b, ok = m.appendFlow(b, start, limit, h, s, now); !ok {
 			break
 		}
 		s.state = inFlight
+		if m.flying > bulkInFlight {
+			if m.bulk.burst == 0 {
+				m.bulk.burst = bulkTrickle
+			}
+			m.bulk.burst--
+		}
 		m.bulk.hold, m.bulk.last = 0, now
 		m.Stats.BulkFlows++
 	}
@@ -224,7 +232,8 @@ func (m *Machine) take(e sent) wire.Seq {
 }
 
 // makeRoom grows the ring or, at its limit, gives up the oldest number: its flow
-// becomes dirty again.
+// becomes dirty again. A control message is not said again here, or two full
+// rings would talk for ever; what a lost NACK asked for comes with a bulk update.
 func (m *Machine) makeRoom() {
 	if len(m.ring) < 2*m.cfg.ResendQueue {
 		ring := make([]sent, 2*len(m.ring))
@@ -234,14 +243,14 @@ func (m *Machine) makeRoom() {
 		m.ring = ring
 		return
 	}
+	if m.at(m.base).ctl == wire.FlagNack && !m.resync.wanted && !m.resync.waiting {
+		m.RequestResync()
+	}
 	m.giveUp(m.base)
 	m.base++
 }
 
 func (m *Machine) at(n wire.Seq) *sent { return &m.ring[int(n)&(len(m.ring)-1)] }
-
-// inRing reports whether n is a number of the resend queue.
-func (m *Machine) inRing(n wire.Seq) bool { return uint32(n-m.base) < uint32(m.next-m.base) }
 
 // land takes a flow out of the resend queue; its slot's state is the caller's.
 func (m *Machine) land(n wire.Seq) {
@@ -249,10 +258,24 @@ func (m *Machine) land(n wire.Seq) {
 	m.flying--
 }
 
-// giveUp takes number n out of the resend queue and makes its flow dirty again.
+// again takes number n, which the peer seems to lack, out of the resend queue, so
+// that what it said is said again. It reports whether that was a flow.
+func (m *Machine) again(n wire.Seq) bool {
+	if e := *m.at(n); e.ctl == wire.FlagAck || e.ctl == wire.FlagNack {
+		m.queueControl(control{e.ctl, e.from, e.to})
+	}
+	return m.giveUp(n)
+}
+
+// giveUp takes number n out of the resend queue, delivered or not: its flow
+// becomes dirty again, a RESYNC is wanted again, an ACK or NACK is forgotten. It
+// reports whether there was a flow.
 func (m *Machine) giveUp(n wire.Seq) bool {
 	e := m.at(n)
 	h := e.h
+	if e.ctl == wire.FlagResync && m.resync.seq == n {
+		m.resync.wanted, m.resync.waiting, m.resync.open = true, false, false
+	}
 	*e = sent{}
 	if h == 0 {
 		return false
@@ -273,8 +296,12 @@ func (m *Machine) bulkReady(now monotime.Time) bool {
 	if !m.bulk.running || !m.mayFly(now) {
 		return false
 	}
-	return m.flying < bulkInFlight || m.flying < m.cfg.ResendQueue-bulkTrickle && now.Sub(m.bulk.last) >= bulkPace
+	return m.flying < bulkInFlight || m.bulkPaced() && (m.bulk.burst > 0 || now.Sub(m.bulk.last) >= bulkPace)
 }
+
+// bulkPaced reports whether a bulk update that waits for room in flight goes on a
+// little by time alone: some peers acknowledge late while they are busy.
+func (m *Machine) bulkPaced() bool { return m.flying < m.cfg.ResendQueue-bulkTrickle }
 
 func (m *Machine) dataReady(now monotime.Time) bool {
 	return m.dirty > 0 && m.mayFly(now) || m.bulkReady(now)

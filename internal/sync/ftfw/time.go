@@ -9,10 +9,11 @@ import (
 
 // Advance acts on the deadlines that have passed.
 func (m *Machine) Advance(now monotime.Time) {
-	if m.pending && now >= m.ackDue {
+	idle := now.Sub(m.lastSend) >= aliveInterval
+	if m.pending && (idle || now >= m.ackDue) {
 		m.ack()
 	}
-	if len(m.controls) == 0 && now.Sub(m.lastSend) >= aliveInterval {
+	if len(m.controls) == 0 && idle {
 		m.alive = true
 	}
 	if !m.silent && m.heard != 0 && now.Sub(m.heard) >= m.cfg.DeadAfter {
@@ -33,7 +34,7 @@ func (m *Machine) Next(now monotime.Time) monotime.Time {
 		next = monotime.Earliest(next, m.ackDue)
 	}
 	next = monotime.Earliest(next, m.tick)
-	if m.bulk.running && m.mayFly(now) {
+	if m.bulk.running && m.mayFly(now) && m.bulkPaced() {
 		next = monotime.Earliest(next, m.bulk.last.Add(bulkPace))
 	}
 	return next
@@ -60,7 +61,7 @@ func (m *Machine) everySecond(now monotime.Time) {
 		return
 	}
 	for m.base.Before(old) && m.base != m.next && m.anyAck && m.base.Before(m.acked) {
-		if m.giveUp(m.base) {
+		if m.again(m.base) {
 			m.Stats.Retried++
 		}
 		m.base++
@@ -71,15 +72,18 @@ func (m *Machine) everySecond(now monotime.Time) {
 // RequestResync asks the peer for its whole state as soon as that can be asked
 // for reliably, and again until it is known to have heard.
 //
-// From now on every entry of the external cache is in doubt until a message
-// confirms it; Requests tells the owner of that cache.
+// Until then every entry of the external cache is in doubt; Requests tells the
+// owner of that cache.
 func (m *Machine) RequestResync() {
-	m.resync.wanted, m.resync.waiting, m.resync.open = true, false, false
+	m.resync.wanted, m.resync.waiting, m.resync.open, m.resync.asked = true, false, false, false
+	m.resync.doubts++
 	m.Stats.Requests++
 }
 
-// Requests returns how often the peer's whole state was found to be needed.
-func (m *Machine) Requests() uint64 { return m.Stats.Requests }
+// Requests returns a number that grows whenever every entry of the external cache
+// comes into doubt: when the peer's whole state is found to be needed, and when the
+// request leaves. What a message brings afterwards is confirmed.
+func (m *Machine) Requests() uint64 { return m.resync.doubts }
 
 // resyncDue reports whether a RESYNC can leave now: it must not be in the phase
 // in which either side detects no loss.
@@ -103,7 +107,7 @@ func (m *Machine) advanceResync(now monotime.Time) {
 		return
 	}
 	switch {
-	case m.next-1 != r.seq && m.inRing(r.seq) && r.trouble <= r.sentAt && m.heard.Sub(r.sentAt) > aliveInterval:
+	case m.next-1 != r.seq && r.trouble <= r.sentAt && m.heard.Sub(r.sentAt) > aliveInterval:
 		m.resyncArrived(now)
 	case now.Sub(r.sentAt) > 2*resyncInterval:
 		r.waiting, r.wanted = false, true
@@ -118,9 +122,15 @@ func (m *Machine) Confirmed(now monotime.Time) { m.resync.progress = now }
 // request is over as far as can be known: conntrackd's dialect has no end of a
 // bulk update, but a peer sends it in one go, and for a while now there has been
 // no sign of it, nor of anything missing.
+//
+// It is not over before the peer has acknowledged the request or a later message:
+// on a link that carries one direction only, silence would look the same.
 func (m *Machine) ResyncComplete(now monotime.Time) bool {
 	r := &m.resync
 	if !r.open || now.Sub(r.progress) < quiet || now.Sub(m.heard) > hearing {
+		return false
+	}
+	if !m.anyAck || m.acked.Before(r.seq) {
 		return false
 	}
 	r.open = false
