@@ -6,7 +6,7 @@ DESTDIR ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 export GOFLAGS = -buildvcs=false
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w -X main.release=$(VERSION)
 
 .PHONY: help build demo test peers lint bench install clean
 

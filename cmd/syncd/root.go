@@ -67,7 +67,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 no daemon is running.`,
   syncd ctl status`,
 	})
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.AddCommand(newRun(), newCheck(), newCtl(), newDemo(), newVersion(), newMan(root))
+	root.AddCommand(newRun(), newCheck(), newCtl(), newDemo(), newKey(), newVersion(), newMan(root))
 	walk(root, func(c *cobra.Command) { c.DisableFlagsInUseLine = true }) // Use names them
 	// A group can be run only as far as cobra is concerned.
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(),

@@ -23,9 +23,11 @@
 // # What is there stays
 //
 // An entry of the kernel may be newer than ours: traffic may have moved to this
-// node before the commit. So an entry with the same mapping is only ever merged
-// upwards, and only an entry that would break the connection (reversed by a
-// loose pickup, or with another translation and never answered) gives way.
+// node before the commit. Or it may be older: of the time when this node carried
+// the flow before, with windows that have long moved on. So an entry with the
+// same mapping is only ever merged upwards and made liberal, and only an entry
+// that would break the connection (reversed by a loose pickup, or with another
+// translation and never answered) gives way.
 //
 // # Memory and goroutines
 //

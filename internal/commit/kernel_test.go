@@ -564,6 +564,15 @@ func TestKernelLiveConnection(t *testing.T) {
 		t.Fatalf("%d entries", len(live))
 	}
 	before := live[0].Flow
+	// It is made liberal: it may have moved on elsewhere since it was seen here.
+	if r := n.commit([]commit.Entry{{Flow: before}}, all); r.Updated != 1 {
+		t.Errorf("%s", r.String())
+	}
+	for dir, flags := range n.dump()[0].Flow.TCPFlags {
+		if flags&^flow.TCPFlagBeLiberal != before.TCPFlags[dir]&^flow.TCPFlagBeLiberal || flags&flow.TCPFlagBeLiberal == 0 {
+			t.Errorf("flags %#x became %#x", before.TCPFlags[dir], flags)
+		}
+	}
 	for _, state := range []uint8{flow.TCPSynSent, flow.TCPSynRecv, flow.TCPEstablished, flow.TCPFinWait, flow.TCPTimeWait, flow.TCPClose} {
 		replica := before
 		replica.TCPState, replica.Timeout = state, 3

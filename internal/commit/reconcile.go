@@ -127,8 +127,8 @@ func progress(state uint8) uint8 {
 	return 0
 }
 
-// mergeTCP moves the state forward, and gives an entry without any flag those
-// of f. It reports whether the state will be that of f.
+// mergeTCP moves the state forward, gives an entry without any flag those of f,
+// and makes every entry liberal. It reports whether the state will be that of f.
 func mergeTCP(u, f, have *flow.Flow, seen bool) (same bool) {
 	ours, theirs := progress(f.TCPState), progress(have.TCPState)
 	const established = 4
@@ -141,16 +141,27 @@ func mergeTCP(u, f, have *flow.Flow, seen bool) (same bool) {
 	const useful = flow.TCPFlagWindowScale | flow.TCPFlagBeLiberal
 	bare := (have.TCPFlags[0]|have.TCPFlags[1])&useful == 0
 	scaled := f.TCPFlags[0]&f.TCPFlags[1]&flow.TCPFlagWindowScale != 0
+	// A strict entry judges by the windows that it saw. Where the connection was
+	// here before and has moved on elsewhere since, they are old, and whatever
+	// acknowledges newer data would be refused, in both directions, for ever.
+	strict := have.TCPFlags[0]&have.TCPFlags[1]&flow.TCPFlagBeLiberal == 0
 
-	if ahead || bare && (scaled || !seen) && !newer {
+	if ahead || strict && !newer {
 		u.Has |= flow.HasTCP // flags do not go without the state
 		u.TCPState = have.TCPState
 		if ahead {
 			u.TCPState = f.TCPState
 		}
-		if bare || scaled { // never take a scale away
+		switch {
+		case bare || ahead && scaled: // never take a scale away
 			u.Has |= flow.HasTCPFlags | flow.HasTCPWScale
 			u.TCPFlags, u.TCPWScale = f.TCPFlags, f.TCPWScale
+		case strict:
+			u.Has |= flow.HasTCPFlags | flow.HasTCPWScale
+			u.TCPFlags, u.TCPWScale = have.TCPFlags, have.TCPWScale
+			for dir := range u.TCPFlags {
+				u.TCPFlags[dir] |= flow.TCPFlagBeLiberal
+			}
 		}
 	}
 	return ahead || ours == theirs

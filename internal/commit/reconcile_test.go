@@ -31,6 +31,7 @@ func TestReconcile(t *testing.T) {
 		}
 	}
 	live := tcpFlow(1) // flags 0x23: segments have passed here
+	liberal := with(live, func(f *flow.Flow) { f.TCPFlags = [2]uint8{0x2b, 0x2b} })
 	udp := udpFlow(1)
 	sctp := with(plain(flow.SCTP, 1, 2), func(f *flow.Flow) {
 		f.Has |= flow.HasSCTP | flow.HasSCTPVtags
@@ -47,20 +48,27 @@ func TestReconcile(t *testing.T) {
 		check func(t *testing.T, now flow.Flow) // the entry that holds our tuple afterwards
 	}{
 		// Same flow, same mapping.
-		{"the same", live, live, all, "there", nil},
+		{"the same", liberal, live, all, "there", nil},
+		{"was here before and moved on elsewhere", live, live, all, "updated",
+			func(t *testing.T, f flow.Flow) {
+				want(t, "flags", f.TCPFlags, [2]uint8{0x2b, 0x2b})
+				want(t, "scales", f.TCPWScale, live.TCPWScale)
+			}},
+		{"liberal in one direction", with(live, func(f *flow.Flow) { f.TCPFlags = [2]uint8{0x2b, 0x23} }), live, all, "updated",
+			func(t *testing.T, f flow.Flow) { want(t, "flags", f.TCPFlags, [2]uint8{0x2b, 0x2b}) }},
 		{"same again, a second later", untouched(live), with(live, timeout(431999)), all, "there", nil},
 		{"committed long ago, and short of time", with(untouched(live), timeout(100)), live, all, "updated",
 			func(t *testing.T, f flow.Flow) { want(t, "timeout", f.Timeout, 432000) }},
 		{"the timeout is never lowered", untouched(live), with(live, timeout(100)), all, "there", nil},
 		{"except to adopt", with(untouched(udp), timeout(86400)), udp, Options{Adopt: true}, "updated",
 			func(t *testing.T, f flow.Flow) { want(t, "timeout", f.Timeout, 30) }},
-		{"and not even then what carries traffic", live, with(live, timeout(100)), Options{Adopt: true}, "there", nil},
+		{"and not even then what carries traffic", liberal, with(live, timeout(100)), Options{Adopt: true}, "there", nil},
 		{"a fixed timeout is left", with(untouched(udp), func(f *flow.Flow) { f.Status |= flow.StatusFixedTimeout; f.Timeout = 10 }),
 			udp, all, "there", nil},
 
 		{"status is or'ed", udp, with(udp, func(f *flow.Flow) { f.Status |= flow.StatusSeenReply | flow.StatusAssured }), all, "updated",
 			func(t *testing.T, f flow.Flow) { want(t, "status", f.Status, 0xe) }},
-		{"and never taken back", live, with(live, unassured), all, "there",
+		{"and never taken back", liberal, with(live, unassured), all, "there",
 			func(t *testing.T, f flow.Flow) { want(t, "status", f.Status, 0xe) }},
 		{"status of an expected flow", with(udp, func(f *flow.Flow) { f.Status |= flow.StatusExpected }),
 			with(udp, func(f *flow.Flow) { f.Status |= flow.StatusSeenReply }), all, "updated",
@@ -80,7 +88,7 @@ func TestReconcile(t *testing.T) {
 			func(t *testing.T, f flow.Flow) { want(t, "state", f.TCPState, flow.TCPSynRecv) }},
 		{"TCP never goes back", with(untouched(live), func(f *flow.Flow) { f.TCPState, f.Timeout = flow.TCPTimeWait, 50 }), live, all, "there",
 			func(t *testing.T, f flow.Flow) { want(t, "timeout", f.Timeout, 50) }},
-		{"traffic here knows the state better", live, with(live, tcpState(flow.TCPClose)), all, "there",
+		{"traffic here knows the state better", liberal, with(live, tcpState(flow.TCPClose)), all, "there",
 			func(t *testing.T, f flow.Flow) { want(t, "state", f.TCPState, flow.TCPEstablished) }},
 		{"the next connection from the same port",
 			with(live, func(f *flow.Flow) {
@@ -108,7 +116,7 @@ func TestReconcile(t *testing.T) {
 			func(t *testing.T, f flow.Flow) {
 				want(t, "seqadj", f.SeqAdj[1], flow.SeqAdj{Pos: 1, Before: 2, After: -3})
 			}},
-		{"sequence adjustment of a busy one", live,
+		{"sequence adjustment of a busy one", liberal,
 			with(live, func(f *flow.Flow) { f.Has |= flow.HasSeqAdjRepl; f.SeqAdj[1].Pos = 1 }), all, "there", nil},
 		{"SYN proxy of an idle entry", untouched(live),
 			with(live, func(f *flow.Flow) { f.Has |= flow.HasSynproxy; f.Synproxy.TSOff = 9 }), all, "updated",
@@ -306,7 +314,7 @@ func TestMixedBatches(t *testing.T) {
 			f := masqueraded(tcpFlow(i), 10000+i)
 			switch i % 4 {
 			case 1:
-				k.insert(f)
+				k.insert(with(f, func(f *flow.Flow) { f.TCPFlags = [2]uint8{0x2b, 0x2b} }))
 			case 2:
 				k.insert(with(f, func(f *flow.Flow) { f.TCPFlags = [2]uint8{} }))
 			case 3:

@@ -284,7 +284,7 @@ func (f sourceFunc) Next(p Pass, dst []Entry) (int, error) { return f(p, dst) }
 
 func TestDryRunChangesNothing(t *testing.T) {
 	k := newFake(t)
-	there := tcpFlow(1)
+	there := with(tcpFlow(1), func(f *flow.Flow) { f.TCPFlags = [2]uint8{0x2b, 0x2b} })
 	k.insert(there)
 	k.insert(with(tcpFlow(2), func(f *flow.Flow) { f.Status &^= flow.StatusAssured; f.TCPFlags = [2]uint8{} }))
 	k.insert(reversed(tcpFlow(3)))
