@@ -32,9 +32,9 @@ type externalSource struct {
 // walkSlots bounds the slots visited in one turn of the loop.
 const walkSlots = 4096
 
-// Next implements commit.Source. An entry may change its class while the commit
-// runs: what changed since its start is handed out once more among the others, for
-// twice does no harm and never would.
+// Next implements commit.Source. An entry may change its class behind the walk of
+// the pass that it belongs to from then on: so every pass hands out what changed
+// since the start and belongs to an earlier one. Twice does no harm, and never would.
 func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err error) {
 	if p != s.pass {
 		s.pass, s.pos, s.ended = p, 0, false
@@ -46,7 +46,7 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 				e := &dst[n]
 				x.Load(h, &e.Flow)
 				class := commit.PassOf(&e.Flow)
-				if class == p || p == commit.PassOthers && class < p && !x.Updated(h).Before(s.since) {
+				if class == p || class < p && !x.Updated(h).Before(s.since) {
 					e.Age = now.Sub(x.Updated(h))
 					n++
 				}

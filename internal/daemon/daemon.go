@@ -202,12 +202,25 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 			return fmt.Errorf("%s: %w", name, err)
 		})
 	}
-	task("engine", d.engine.Run)
+	known := make(chan struct{}) // closed when the addresses of this host are
+	task("engine", func(ctx context.Context) error {
+		// The first dump would take flows of this host itself for others' before.
+		select {
+		case <-known:
+			return d.engine.Run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	task("control socket", func(ctx context.Context) error { return server.Serve(ctx, d) })
-	task("interfaces", d.watchInterfaces)
+	task("interfaces", func(ctx context.Context) error { return d.watchInterfaces(ctx, known) })
 	task("service", d.serve)
+	group.Go(func() error { // said at once: the tasks may take a moment to end
+		<-ctx.Done()
+		d.notify.stopping()
+		return nil
+	})
 	err := group.Wait()
-	d.notify.stopping()
 	d.stopPurge()
 	<-d.ops // a command that runs sees the end of ctx and gives the sockets back
 	d.close()
@@ -220,13 +233,17 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 // serve announces readiness, feeds the watchdog, keeps the service's status line
 // and reloads on request.
 func (d *Daemon) serve(ctx context.Context) error {
-	select {
-	case err := <-d.engine.Loaded():
-		if err != nil {
-			return fmt.Errorf("read the kernel's table: %w", err)
+	for loaded := false; !loaded; {
+		select {
+		case err := <-d.engine.Loaded():
+			// A dump that the kernel's own work has spoilt is repeated by the engine.
+			loaded = err == nil
+			if err != nil && !errors.Is(err, ctnetlink.ErrResized) && !errors.Is(err, ctnetlink.ErrInterrupted) {
+				return fmt.Errorf("read the kernel's table: %w", err)
+			}
+		case <-ctx.Done():
+			return nil
 		}
-	case <-ctx.Done():
-		return nil
 	}
 	d.notify.ready(d.statusLine(ctx))
 	d.log.Info("ready")

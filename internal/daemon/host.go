@@ -75,11 +75,14 @@ func Check(path string, w io.Writer, asJSON bool) error {
 	} else {
 		fmt.Fprintf(w, "%s: good (%d links)\n", path, len(cfg.Links))
 		for _, f := range findings {
-			mark := "ok     "
-			if f.Severity != ctnetlink.Info {
-				mark = fmt.Sprintf("%-7s", f.Severity)
+			mark := "ok"
+			switch {
+			case f.Severity != ctnetlink.Info:
+				mark = f.Severity.String()
+			case f.Value != f.Want:
+				mark = "note"
 			}
-			fmt.Fprintf(w, "%s %s = %s", mark, f.Name, f.Value)
+			fmt.Fprintf(w, "%-7s %s = %s", mark, f.Name, f.Value)
 			if f.Value != f.Want {
 				fmt.Fprintf(w, " (better: %s)", f.Want)
 			}

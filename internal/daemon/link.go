@@ -92,8 +92,10 @@ func (d *Daemon) switched(sw channel.Switch) {
 }
 
 // watchInterfaces keeps the links and the filter in step with the interfaces and
-// addresses of the host.
-func (d *Daemon) watchInterfaces(ctx context.Context) error {
+// addresses of the host. It closes known when they are for the first time; until
+// then the loop does not run, and what belongs to it is ours.
+func (d *Daemon) watchInterfaces(ctx context.Context, known chan<- struct{}) error {
+	first := true
 	return netwatch.Watch(ctx, func(s netwatch.Snapshot) {
 		for _, l := range d.links {
 			d.followInterface(l, s.Links)
@@ -102,12 +104,19 @@ func (d *Daemon) watchInterfaces(ctx context.Context) error {
 		d.addrs = s
 		f := compileFilter(d.cfg, s.Addrs)
 		d.mu.Unlock()
-		d.engine.Do(ctx, func() {
+		apply := func() {
 			d.engine.SetFilter(f)
 			if sw, ok := d.channel.Update(monotime.Now()); ok {
 				d.switched(sw)
 			}
-		})
+		}
+		if first {
+			first = false
+			apply()
+			close(known)
+			return
+		}
+		d.engine.Do(ctx, apply)
 	})
 }
 

@@ -157,7 +157,11 @@ func (d *Daemon) Reload(ctx context.Context) (*ctl.Done, error) {
 	case len(restart) > 0:
 		msg = "needs a restart: " + strings.Join(restart, ", ")
 	}
-	d.log.Info("configuration read again", zap.Strings("in_force", reloadable), zap.Strings("need_restart", restart))
+	level := zap.InfoLevel
+	if len(restart) > 0 {
+		level = zap.WarnLevel // whoever reloads by a signal learns it from the log alone
+	}
+	d.log.Log(level, "configuration read again", zap.Strings("in_force", reloadable), zap.Strings("need_restart", restart))
 	return &ctl.Done{Message: msg}, nil
 }
 

@@ -76,7 +76,7 @@ func (s *snapshot) state() (state string, problems []string) {
 		problems = append(problems, fmt.Sprintf("peer %s has not been heard yet", s.peerName))
 	case p.Silent:
 		state = ctl.PeerSilent
-		problems = append(problems, fmt.Sprintf("peer %s is silent since %v", s.peerName, s.now.Sub(p.Heard).Round(time.Second)))
+		problems = append(problems, fmt.Sprintf("peer %s has been silent for %v", s.peerName, s.now.Sub(p.Heard).Round(time.Second)))
 	case p.Helloing || !p.HelloDone:
 		state = ctl.PeerHelloing
 		problems = append(problems, fmt.Sprintf("the greeting with peer %s is under way", s.peerName))
@@ -89,7 +89,7 @@ func (s *snapshot) state() (state string, problems []string) {
 	if p.ResyncWanted {
 		problems = append(problems, "the peer has not answered the request for its state yet")
 	}
-	if n := s.ftfw.Evicted; n > 0 {
+	if n := s.engine.Evicted; n > 0 {
 		problems = append(problems, fmt.Sprintf("%d deletions could not be delivered for want of room; the peer may hold stale entries until it restarts", n))
 	}
 	return state, problems

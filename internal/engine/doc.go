@@ -29,12 +29,14 @@
 // a resynchronisation (at the start, after an overrun, on request) dumps the
 // table beside them: every flow that the dump finds, or an event touches
 // meanwhile, is marked, and what is left unmarked at the end has ended unnoticed
-// and is treated as destroyed. An event is always newer than the dump: a flow that
-// an event touched since the dump began is not changed by it, and one that was
-// destroyed is not brought back.
+// and is treated as destroyed. An event is always newer than the dump, but most
+// events tell little: of a flow that events touched since the dump began, the dump
+// counts for what they did not tell. One that began since is not changed by it, and
+// one that was destroyed is not brought back.
 //
 // The external cache holds the flows of peers, by owner. A message creates,
-// changes or removes; after a request for the peer's whole state every entry is in
+// changes or removes, and tells all that the peer knows of the flow: what it leaves
+// out is gone. After a request for the peer's whole state every entry is in
 // doubt until a message confirms it, and what is still in doubt when the peer's
 // bulk update is over is removed.
 package engine

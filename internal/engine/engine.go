@@ -102,8 +102,9 @@ type Engine struct {
 
 	kernel   kernelSync
 	peer     peerSync
-	full     bool // an event was refused for want of room in the internal cache
-	refusing bool // a message was refused for want of room in the external cache
+	full     bool        // an event was refused for want of room in the internal cache
+	evictAt  flow.Handle // where the search for a deletion to give up goes on
+	refusing bool        // a message was refused for want of room in the external cache
 	out      outbox
 
 	Stats Stats
@@ -125,6 +126,7 @@ type Stats struct {
 	EventsUnfit                            uint64 // flows that this dialect cannot express (zones of one direction)
 	EventsStale                            uint64 // arrived after the flow had been destroyed
 	EventsRefused                          uint64 // no room in the internal cache
+	Evicted                                uint64 // deletions given up undelivered, for want of room
 	EventsOwn                              uint64 // made by our commit or purge
 	Dumped                                 uint64 // flows told by dumps
 	Overruns                               uint64
@@ -161,7 +163,8 @@ func New(cfg Config) *Engine {
 		origins:  map[uint32]Origin{},
 		now:      monotime.Now(),
 	}
-	e.kernel.graves = map[flow.Tuple]uint32{}
+	e.kernel.forget()
+	e.peer.addr = map[int]netip.Addr{}
 	e.mode = cfg.NewMode(e)
 	return e
 }
@@ -185,16 +188,13 @@ func (e *Engine) Do(ctx context.Context, fn func()) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	select {
-	case <-c.done:
-		return nil
-	case <-e.done:
-		return ErrStopped
-	}
+	<-c.done // what the loop has taken it runs, before anything else
+	return nil
 }
 
 // Loaded returns a channel that yields the outcome of the first dump of the
-// kernel's table.
+// kernel's table, and, after it was read, of a later one: a dump that failed is
+// repeated.
 func (e *Engine) Loaded() <-chan error { return e.loads }
 
 // The methods below are for functions run by Do.
@@ -330,32 +330,35 @@ func (e *Engine) tick() {
 }
 
 // drain takes what waits besides the input that ended the wait, but only so much:
-// deadlines and sending must have their turn.
+// deadlines and sending must have their turn. Events and all else take turns, so
+// that a flood of one does not keep the other waiting.
 func (e *Engine) drain(rd *readers) {
 	for range takeAtMost {
+		idle := true
 		select {
 		case b := <-rd.events:
 			e.takeEvents(b)
 			rd.freeEvents <- b
-			continue
+			idle = false
 		default:
 		}
 		select {
 		case in := <-rd.inbox:
 			e.takeMessages(in)
 			in.home <- in
-			continue
 		case b := <-e.kernel.batches:
 			e.takeDump(b)
 			e.kernel.free <- b
-			continue
+		case err := <-e.kernel.ended:
+			e.dumpEnded(err)
 		case c := <-e.calls:
 			c.fn()
 			close(c.done)
-			continue
 		default:
+			if idle {
+				return
+			}
 		}
-		return
 	}
 }
 
@@ -451,5 +454,8 @@ func (e *Engine) Walk(from flow.Handle, max int, fn func(flow.Handle) bool) flow
 	})
 }
 
-// flagUpdated on an internal entry: it was changed since it was added.
-const flagUpdated = 1
+// Flags of internal entries.
+const (
+	flagUpdated = 1 << iota // changed since it was added
+	flagNewDue              // added by an update or a dump: its NEW event may still come
+)

@@ -18,12 +18,15 @@ type kernelSync struct {
 	running bool          // from the start of the dump to the end of the sweep
 	first   bool          // the first one has been done
 	epoch   uint8         // mark of entries seen or touched since the dump began
-	again   monotime.Time // when the next may start, after a failure or another
+	again   monotime.Time // when the next may start, after a failure or another; 0 at once
 	wait    time.Duration // the pause before the next try
 
-	// graves are the flows destroyed since the dump began, with their kernel ids:
-	// the dump may still tell of them. Empty when no dump runs.
-	graves map[flow.Tuple]uint32
+	// graves are the tuples of flows destroyed since the dump began and not seen
+	// since: the dump may still tell of them. told are the attributes that events
+	// have told of an entry since: what the dump says of these may be older, and of
+	// the others it is the latest. Both are empty when no dump runs.
+	graves map[flow.Tuple]struct{}
+	told   map[flow.Handle]flow.Attrs
 
 	sweeping bool
 	pos      flow.Handle
@@ -57,11 +60,18 @@ func (e *Engine) OnKernelSync(fn func(error)) {
 	e.kernel.waiters = append(e.kernel.waiters, fn)
 }
 
+// due is when startDump has something to do that waits for the time alone.
 func (k *kernelSync) due() monotime.Time {
 	if k.wanted && !k.running {
 		return k.again
 	}
 	return 0
+}
+
+// forget empties what is remembered while a dump runs. Its memory, which may be
+// much, is given back.
+func (k *kernelSync) forget() {
+	k.graves, k.told = map[flow.Tuple]struct{}{}, map[flow.Handle]flow.Attrs{}
 }
 
 // startDump starts the dump worker when a resynchronisation is due.
@@ -70,7 +80,7 @@ func (e *Engine) startDump(ctx context.Context) {
 	if e.full && hasRoom(e.internal) {
 		k.wanted = true // find what was refused
 	}
-	if !k.wanted || k.running || e.now < k.again {
+	if !k.wanted || k.running || k.again != 0 && e.now < k.again {
 		return
 	}
 	k.wanted, k.running, k.dumping = false, true, true
@@ -152,33 +162,73 @@ func (e *Engine) event(ev *flow.Event) {
 	}
 	if h != 0 && e.internal.Dead(h) && ev.Kind == flow.EventUpdate && e.internal.ID(h) == f.ID {
 		e.Stats.EventsStale++ // built before the destruction, by another processor
+		if e.kernel.running {
+			// Or it is of a flow that got the same id again, and its NEW was lost. The
+			// dump brings it back, but maybe as it was before this event.
+			e.kernel.wanted = true
+		}
 		return
 	}
 	if e.kernel.running {
 		delete(e.kernel.graves, f.Orig)
 	}
+	replace := false
 	switch {
 	case h == 0:
 		if h = e.insert(f); h == 0 {
 			return
 		}
-	case e.internal.Dead(h), ev.Kind == flow.EventNew && e.internal.ID(h) != f.ID:
+	case e.internal.Dead(h), e.internal.ID(h) != f.ID:
 		e.internal.Replace(h, f, e.now)
-		e.internal.SetMark(h, e.kernel.epoch)
-		if origin == OriginOther {
-			e.mode.Enqueue(h, true)
-		}
-		return
+		replace = true
 	default:
-		changed := e.internal.Merge(h, f, e.now)
-		e.internal.SetMark(h, e.kernel.epoch)
-		if !changed {
-			return
-		}
-		e.internal.SetFlags(h, flagUpdated, 0)
+		e.merge(h, ev, origin)
+		return
 	}
+	told := toldAll
+	if ev.Kind == flow.EventUpdate {
+		e.internal.SetFlags(h, flagNewDue, 0)
+		told = f.Has
+	}
+	delete(e.kernel.told, h) // what was said of an earlier flow
+	e.touch(h, told)
+	if origin == OriginOther {
+		e.mode.Enqueue(h, replace)
+	}
+}
+
+// toldAll stands in kernelSync.told for the whole flow: it began after the dump, and
+// what the dump says may be of an earlier one with the same tuple and even the same
+// id.
+const toldAll = ^flow.Attrs(0)
+
+// merge applies an event about the flow of an entry that is alive.
+func (e *Engine) merge(h flow.Handle, ev *flow.Event, origin Origin) {
+	f := &ev.Flow
+	told := f.Has
+	if ev.Kind == flow.EventNew && e.internal.Flags(h)&flagNewDue != 0 {
+		// Overtaken by what added the entry, which was said later. Another NEW may
+		// come when a reliable listener beside us has missed the first one: it has the
+		// state of its own time.
+		f.Has &^= e.internal.Has(h)
+		e.internal.SetFlags(h, 0, flagNewDue)
+	}
+	changed := e.internal.Merge(h, f, e.now)
+	e.touch(h, told)
+	if !changed {
+		return
+	}
+	e.internal.SetFlags(h, flagUpdated, 0)
 	if origin == OriginOther {
 		e.mode.Enqueue(h, false)
+	}
+}
+
+// touch notes that an event told these attributes of an entry.
+func (e *Engine) touch(h flow.Handle, told flow.Attrs) {
+	e.internal.SetMark(h, e.kernel.epoch)
+	if e.kernel.running {
+		e.kernel.told[h] |= told
 	}
 }
 
@@ -186,7 +236,7 @@ func (e *Engine) event(ev *flow.Event) {
 func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 	if e.kernel.running {
 		if len(e.kernel.graves) < maxGraves {
-			e.kernel.graves[f.Orig] = f.ID
+			e.kernel.graves[f.Orig] = struct{}{}
 		} else {
 			e.kernel.wanted = true
 		}
@@ -233,11 +283,8 @@ func (e *Engine) fit(f *flow.Flow) bool {
 // that waits to be acknowledged if there is no other room.
 func (e *Engine) insert(f *flow.Flow) flow.Handle {
 	h, err := e.internal.Insert(f, e.now)
-	if err != nil {
-		if old := e.mode.Evict(); old != 0 {
-			e.internal.Remove(old)
-			h, err = e.internal.Insert(f, e.now)
-		}
+	if err != nil && e.evict() {
+		h, err = e.internal.Insert(f, e.now)
 	}
 	if err != nil {
 		e.Stats.EventsRefused++
@@ -249,6 +296,36 @@ func (e *Engine) insert(f *flow.Flow) flow.Handle {
 	}
 	e.internal.SetMark(h, e.kernel.epoch)
 	return h
+}
+
+// evict gives up a deletion that waits to be acknowledged, and reports whether there
+// was one. Of a peer that is there nothing is given up: it acknowledges in a moment,
+// and a flow that is refused until then is found in the kernel's table, while nobody
+// would find a deletion again.
+func (e *Engine) evict() bool {
+	if e.peer.heard != 0 && e.now.Sub(e.peer.heard) < forgetSender {
+		return false
+	}
+	h := e.mode.Evict()
+	if h == 0 && e.internal.DeadLen() > 0 {
+		// The mode looks at a few of its oldest flows only, and those may be alive: what
+		// changed last before the peer was lost waits at the head for as long as it lives.
+		e.evictAt = e.internal.Walk(e.evictAt, sweepSlots, func(d flow.Handle) bool {
+			if e.internal.Dead(d) {
+				h = d
+			}
+			return h == 0
+		})
+		if h != 0 {
+			e.mode.Forget(h)
+		}
+	}
+	if h == 0 {
+		return false
+	}
+	e.internal.Remove(h)
+	e.Stats.Evicted++
+	return true
 }
 
 // hasRoom reports whether a cache that was full has room again, with some to
@@ -268,13 +345,19 @@ func (e *Engine) takeDump(b *flow.Batch) {
 // dumped applies one flow that the dump found.
 func (e *Engine) dumped(f *flow.Flow) {
 	k := &e.kernel
-	if id, ok := k.graves[f.Orig]; ok && id == f.ID {
-		return
+	if _, ok := k.graves[f.Orig]; ok {
+		return // if there is another one with this tuple by now, an event will say so
 	}
-	if !e.fit(f) {
-		return
+	if f.Status&flow.StatusDying != 0 {
+		return // its event is sent before it leaves the table
 	}
 	h := e.internal.Lookup(&f.Orig)
+	if !e.fit(f) {
+		if h != 0 && !e.internal.Dead(h) && e.internal.ID(h) == f.ID {
+			e.internal.SetMark(h, k.epoch) // it was fit when it came, and stays until it ends
+		}
+		return
+	}
 	replace := false
 	switch {
 	case h == 0:
@@ -284,29 +367,43 @@ func (e *Engine) dumped(f *flow.Flow) {
 		if k.first {
 			e.Stats.Found++
 		}
-	case e.internal.Dead(h):
-		if e.internal.ID(h) == f.ID {
-			return
-		}
-		replace = true
-	case e.internal.Mark(h) == k.epoch:
-		return // an event said more recently how it is
-	case e.internal.ID(h) != f.ID:
-		replace = true
-	default:
+		e.internal.SetFlags(h, flagNewDue, 0)
+	case !e.internal.Dead(h) && e.internal.ID(h) == f.ID:
 		e.internal.SetMark(h, k.epoch)
-		if !e.internal.MergeFull(h, f, e.now) {
+		if !e.mergeDumped(h, f) {
 			return
 		}
 		e.internal.SetFlags(h, flagUpdated, 0)
-	}
-	if replace {
+	case !e.internal.Dead(h) && e.internal.Mark(h) == k.epoch:
+		return // an event told of a later one
+	default:
+		// Of what ended before the dump began it tells no more, so this is another
+		// flow, even if it has the same id again.
 		e.internal.Replace(h, f, e.now)
+		e.internal.SetFlags(h, flagNewDue, 0)
 		e.internal.SetMark(h, k.epoch)
+		replace = true
 	}
 	if k.first { // what the first dump finds goes out as one bulk update
 		e.mode.Enqueue(h, replace)
 	}
+}
+
+// mergeDumped takes over what a dump says of an entry, except for what events told
+// since the dump began, and reports whether that changed anything.
+func (e *Engine) mergeDumped(h flow.Handle, f *flow.Flow) (changed bool) {
+	told := e.kernel.told[h]
+	switch told {
+	case 0:
+		return e.internal.MergeFull(h, f, e.now)
+	case toldAll:
+		return false
+	}
+	later := &e.scratch
+	e.internal.Load(h, later)
+	later.Has &= told
+	changed = e.internal.MergeFull(h, f, e.now)
+	return e.internal.Merge(h, later, e.now) || changed
 }
 
 // dumpEnded is called when the dump worker has ended.
@@ -332,7 +429,7 @@ func (e *Engine) dumpEnded(err error) {
 	k.wait = min(max(dumpPause, 2*k.wait), dumpRetry)
 	k.again = e.now.Add(k.wait)
 	k.running, k.wanted = false, true
-	clear(k.graves)
+	k.forget()
 	e.log.Warn("reading the kernel's table failed; trying again", zap.Error(err), zap.Duration("in", k.wait))
 	e.kernelSyncEnded(err)
 }
@@ -357,7 +454,7 @@ func (e *Engine) sweepInternal() bool {
 	}
 	k.sweeping, k.running = false, false
 	k.wait, k.again = 0, e.now.Add(dumpPause)
-	clear(k.graves)
+	k.forget()
 	e.Stats.Resyncs++
 	if !k.first {
 		k.first = true
@@ -374,7 +471,7 @@ func (e *Engine) kernelSyncEnded(err error) {
 	}
 	e.kernel.served = nil
 	select {
-	case e.loads <- err: // the first outcome; nobody reads another
+	case e.loads <- err: // has room for one: the first is for the start, further ones if that failed
 	default:
 	}
 }

@@ -37,16 +37,11 @@ func (e *Engine) takeMessages(in *inbox) {
 	}
 	p := &e.peer
 	for i := range in.n {
-		if from := in.from[i]; p.addr[in.link] != from {
-			if p.addr[in.link].IsValid() && e.now.Sub(p.heard) < forgetSender {
-				e.Stats.ForeignPeer++
-				continue
-			}
-			if p.addr == nil {
-				p.addr = map[int]netip.Addr{}
-			}
-			p.addr[in.link] = from
-			e.log.Info("hearing a peer", zap.Stringer("address", from))
+		from := in.from[i]
+		known := p.addr[in.link] == from
+		if !known && p.addr[in.link].IsValid() && e.now.Sub(p.heard) < forgetSender {
+			e.Stats.ForeignPeer++
+			continue
 		}
 		m := &in.msgs[i]
 		e.Stats.Messages++
@@ -56,6 +51,10 @@ func (e *Engine) takeMessages(in *inbox) {
 		v := e.mode.Receive(e.now, m)
 		if v == wire.Bad {
 			continue
+		}
+		if !known {
+			p.addr[in.link] = from
+			e.log.Info("hearing a peer", zap.Stringer("address", from))
 		}
 		p.heard = e.now
 		e.cfg.Sender.Heard(in.link)
@@ -101,7 +100,11 @@ func (e *Engine) deliver(m *wire.Message) {
 	case m.Type == wire.CTNew:
 		x.Replace(h, &m.Flow, e.now)
 	default:
-		x.Merge(h, &m.Flow, e.now)
+		// An update too tells all that the peer knows of the flow. What it does not
+		// tell is gone: the entry may be of an earlier process of the peer, or of an
+		// earlier flow.
+		m.Flow.Has |= flow.HasReply
+		x.MergeFull(h, &m.Flow, e.now)
 	}
 	if m.Type == wire.CTNew {
 		e.Stats.ExternalNew++
@@ -168,6 +171,7 @@ func (p *peerSync) due(now monotime.Time) monotime.Time {
 func (e *Engine) FlushInternal() {
 	e.mode.ForgetAll()
 	e.internal.Clear()
+	clear(e.kernel.told)
 }
 
 // FlushExternal empties the external cache.

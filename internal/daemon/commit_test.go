@@ -1,0 +1,160 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	"syncd/internal/cache"
+	"syncd/internal/commit"
+	"syncd/internal/ctl"
+	"syncd/internal/flow"
+	"syncd/internal/monotime"
+)
+
+// take reads one pass of a source, calling between after every chunk, and adds to
+// got how often each flow was handed out.
+func take(t *testing.T, src commit.Source, p commit.Pass, got map[flow.Tuple]int, between func(chunk int)) {
+	t.Helper()
+	dst := make([]commit.Entry, 100)
+	for chunk := 0; ; chunk++ {
+		n, err := src.Next(p, dst)
+		for i := range n {
+			got[dst[i].Flow.Orig]++
+			if dst[i].Age < 0 || dst[i].Age > time.Minute {
+				t.Errorf("age %v", dst[i].Age)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if between != nil {
+			between(chunk)
+		}
+	}
+}
+
+// classes returns flows of all three passes: established, opening, and with a master.
+func classes(i int) flow.Flow {
+	switch i % 3 {
+	case 0:
+		return testFlow(i, flow.TCPEstablished)
+	case 1:
+		return testFlow(i, flow.TCPSynSent)
+	}
+	f := testFlow(i, flow.TCPEstablished)
+	f.Has |= flow.HasMaster
+	f.Master = testFlow(0, 0).Orig
+	return f
+}
+
+var passes = []commit.Pass{commit.PassEstablished, commit.PassOthers, commit.PassRelated}
+
+func TestSourceHandsOutEachOnce(t *testing.T) {
+	d, _ := newDaemon(t, validConfig)
+	const n = 10_000
+	d.external(t, func(put func(flow.Flow)) {
+		for i := range n {
+			put(classes(i))
+		}
+	})
+	time.Sleep(2 * cache.Resolution) // so that nothing counts as changed since
+	src := &externalSource{ctx: t.Context(), engine: d.engine, since: monotime.Now().Add(-cache.Resolution)}
+	for p, pass := range passes {
+		got := map[flow.Tuple]int{}
+		take(t, src, pass, got, nil)
+		for i := range n {
+			f, want := classes(i), 0
+			if i%3 == p {
+				want = 1
+			}
+			if got[f.Orig] != want {
+				t.Fatalf("flow %d was handed out %d times in pass %d", i, got[f.Orig], p)
+			}
+		}
+	}
+}
+
+// TestSourceWhileTheCacheChanges: what is there from the beginning to the end is
+// handed out, however it changes its class.
+func TestSourceWhileTheCacheChanges(t *testing.T) {
+	d, _ := newDaemon(t, validConfig)
+	const n = 10_000
+	d.external(t, func(put func(flow.Flow)) {
+		for i := range n {
+			put(classes(i))
+		}
+	})
+	time.Sleep(2 * cache.Resolution)
+	src := &externalSource{ctx: t.Context(), engine: d.engine, since: monotime.Now().Add(-cache.Resolution)}
+	got := map[flow.Tuple]int{}
+	for p, pass := range passes {
+		take(t, src, pass, got, func(chunk int) {
+			if chunk > 20 {
+				return
+			}
+			d.external(t, func(put func(flow.Flow)) {
+				for i := chunk; i < n; i += 21 { // every flow, once in every pass
+					f := classes(i)
+					switch (i + p) % 4 {
+					case 0: // any class to another one
+						f.TCPState = flow.TCPEstablished
+					case 1:
+						f.TCPState = flow.TCPCloseWait
+					case 2:
+						put(testFlow(n+p*n+i, flow.TCPEstablished)) // comes
+						continue
+					case 3:
+						g := testFlow(n+(p-1)*n+i, 0)
+						x := d.engine.External()
+						if h := x.Lookup(&g.Orig); p > 0 && h != 0 {
+							x.Remove(h) // and goes
+						}
+						continue
+					}
+					put(f)
+				}
+			})
+		})
+	}
+	for i := range n {
+		if f := classes(i); got[f.Orig] == 0 {
+			t.Errorf("flow %d was never handed out", i)
+		}
+	}
+}
+
+func TestSourceEndsWithItsContext(t *testing.T) {
+	d, _ := newDaemon(t, validConfig)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	src := &externalSource{ctx: ctx, engine: d.engine}
+	for range 100 { // the loop may take a call whose context has ended
+		if _, err := src.Next(commit.PassOthers, make([]commit.Entry, 1)); errors.Is(err, context.Canceled) {
+			return
+		}
+		src.ended = false
+	}
+	t.Error("a source went on after its context")
+}
+
+func TestCommitIsExclusive(t *testing.T) {
+	d, _ := newDaemon(t, validConfig)
+	if err := d.acquire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Commit(t.Context()); !errors.Is(err, ctl.ErrBusy) {
+		t.Errorf("a second commit: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := d.SetRole(ctx, ctl.RoleBackup); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a role during a commit: %v", err)
+	}
+	d.release()
+}

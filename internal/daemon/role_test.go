@@ -1,0 +1,96 @@
+package daemon
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"syncd/internal/ctl"
+	"syncd/internal/flow"
+)
+
+func TestBackup(t *testing.T) {
+	d, _ := newDaemon(t, validConfig+"[purge]\nafter = \"1h\"\n")
+	if _, err := d.SetRole(t.Context(), "master"); !errors.Is(err, ctl.ErrInvalid) {
+		t.Errorf("an unknown role: %v", err)
+	}
+	rep, err := d.SetRole(t.Context(), ctl.RoleBackup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep.Role != ctl.RoleBackup || rep.Before != ctl.RoleUnknown || len(rep.Steps) != 2 ||
+		rep.Steps[1].Message != "the kernel's replicated flows will be removed in 1h0m0s" {
+		t.Errorf("%+v", rep)
+	}
+	st, err := d.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Role != ctl.RoleBackup || !st.Peers[0].Resync {
+		t.Errorf("role %s, resync asked %v", st.Role, st.Peers[0].Resync)
+	}
+	d.stopPurge()
+	if d.purge != nil {
+		t.Error("a purge is still due")
+	}
+}
+
+func TestNoPurge(t *testing.T) {
+	d, _ := newDaemon(t, validConfig+"[purge]\nafter = \"0s\"\n")
+	rep, err := d.SetRole(t.Context(), ctl.RoleFault)
+	if err != nil || d.purge != nil || !strings.Contains(rep.Steps[1].Message, "stay") {
+		t.Errorf("%v, %+v", err, rep)
+	}
+}
+
+func TestResyncWithTheKernel(t *testing.T) {
+	d, k := newDaemon(t, validConfig)
+	k.Mute(true)
+	k.Create(testFlow(1, flow.TCPEstablished), 0)
+	done, err := d.Resync(t.Context(), true)
+	if err != nil || done.Message != "the internal cache is in step with the kernel: 1 entries" {
+		t.Errorf("%v, %v", done, err)
+	}
+	if done, err = d.Resync(t.Context(), false); err != nil || done.Message != "asked the peer for its state" {
+		t.Errorf("%v, %v", done, err)
+	}
+}
+
+func TestFlushAndDump(t *testing.T) {
+	d, k := newDaemon(t, validConfig)
+	for i := range 1000 {
+		k.Create(testFlow(i, flow.TCPEstablished), 0)
+	}
+	d.external(t, func(put func(flow.Flow)) {
+		for i := range 700 {
+			put(testFlow(2000+i, flow.TCPEstablished))
+		}
+	})
+	count := func(which string) (n int, owner string) {
+		seen := map[flow.Tuple]bool{}
+		if err := d.Dump(t.Context(), which, func(e *ctl.DumpEntry) error {
+			if seen[e.Flow.Orig] {
+				t.Error("an entry came twice")
+			}
+			seen[e.Flow.Orig], owner = true, e.Owner
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return len(seen), owner
+	}
+	waitFor(t, "1000 flows in the internal cache", func() bool { n, _ := count(ctl.Internal); return n == 1000 })
+	if n, owner := count(ctl.External); n != 700 || owner != "127.0.0.2" {
+		t.Errorf("%d entries of %q in the external cache", n, owner)
+	}
+	enough := errors.New("enough")
+	if err := d.Dump(t.Context(), ctl.Internal, func(*ctl.DumpEntry) error { return enough }); !errors.Is(err, enough) {
+		t.Errorf("a dump whose reader has enough: %v", err)
+	}
+	if done, err := d.Flush(t.Context(), ctl.External); err != nil || done.Message != "flushed 700 entries of the external cache" {
+		t.Errorf("%v, %v", done, err)
+	}
+	if done, err := d.Flush(t.Context(), ctl.Both); err != nil || done.Message != "flushed 1000 entries of the internal and the external cache" {
+		t.Errorf("%v, %v", done, err)
+	}
+}

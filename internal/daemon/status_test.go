@@ -1,0 +1,109 @@
+package daemon
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"syncd/internal/commit"
+	"syncd/internal/ctl"
+	"syncd/internal/engine"
+	"syncd/internal/monotime"
+	"syncd/internal/sync/ftfw"
+)
+
+func TestPeerState(t *testing.T) {
+	const now = monotime.Time(time.Hour)
+	up := ftfw.Peer{Heard: now, HelloDone: true}
+	with := func(change func(*ftfw.Peer)) ftfw.Peer {
+		p := up
+		change(&p)
+		return p
+	}
+	for _, tt := range []struct {
+		name     string
+		peer     ftfw.Peer
+		evicted  uint64
+		state    string
+		problems []string
+	}{
+		{"up", up, 0, ctl.PeerUp, nil},
+		{"unheard", ftfw.Peer{}, 0, ctl.PeerUnheard, []string{"peer fw2 has not been heard yet"}},
+		{"silent", with(func(p *ftfw.Peer) { p.Silent, p.Heard = true, now.Add(-90*time.Second) }), 0, ctl.PeerSilent,
+			[]string{"peer fw2 has been silent for 1m30s"}},
+		{"does not hear us", with(func(p *ftfw.Peer) { p.HelloDone = false }), 0, ctl.PeerHelloing, []string{"the greeting with peer fw2 is under way"}},
+		{"does not know that we hear it", with(func(p *ftfw.Peer) { p.Helloing = true }), 0, ctl.PeerHelloing, []string{"the greeting with peer fw2 is under way"}},
+		{"bulk and resync", with(func(p *ftfw.Peer) { p.BulkRunning, p.ResyncWanted = true, true }), 0, ctl.PeerUp,
+			[]string{"a bulk update to the peer is under way", "the peer has not answered the request for its state yet"}},
+		{"evicted", up, 3, ctl.PeerUp, []string{"3 deletions could not be delivered for want of room; the peer may hold stale entries until it restarts"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := snapshot{now: now, peer: tt.peer, peerName: "fw2", engine: engine.Stats{Evicted: tt.evicted}}
+			state, problems := s.state()
+			if state != tt.state || !slices.Equal(problems, tt.problems) {
+				t.Errorf("%s, %q; want %s, %q", state, problems, tt.state, tt.problems)
+			}
+		})
+	}
+}
+
+func TestStatus(t *testing.T) {
+	d, k := newDaemon(t, validConfig)
+	for i := range 5 {
+		k.Create(testFlow(i, 3), 0)
+	}
+	waitFor(t, "5 flows in the internal cache", func() bool {
+		st, err := d.Status(t.Context())
+		return err == nil && st.Internal.Entries == 5
+	})
+	st, err := d.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.Node != "fw1" || st.Role != ctl.RoleUnknown || st.Mode != "ftfw" || st.Wire != "conntrackd" || st.Version != "test" {
+		t.Errorf("node %q, role %q, mode %q, wire %q, version %q", st.Node, st.Role, st.Mode, st.Wire, st.Version)
+	}
+	if st.InSync || !st.Ready || len(st.Peers) != 1 || st.Peers[0].State != ctl.PeerUnheard || st.Peers[0].Address != "127.0.0.2" {
+		t.Errorf("without a peer: in sync %v, ready %v, peers %+v", st.InSync, st.Ready, st.Peers)
+	}
+	if len(st.Links) != 1 || st.Links[0].Interface != "lo" || !st.Links[0].Active {
+		t.Errorf("links %+v", st.Links)
+	}
+	line := d.statusLine(t.Context())
+	if want := "5 flows of this node, 0 of the peer (unheard); peer 127.0.0.2 has not been heard yet"; line != want {
+		t.Errorf("status line %q, want %q", line, want)
+	}
+	d.mu.Lock()
+	d.role, d.task = ctl.RolePrimary, "commit"
+	d.mu.Unlock()
+	if line := d.statusLine(t.Context()); !strings.HasPrefix(line, "primary; 5 flows of this node") || !strings.Contains(line, "; commit;") {
+		t.Errorf("status line %q", line)
+	}
+}
+
+func TestCommitReport(t *testing.T) {
+	start := time.Now()
+	r := commit.Report{
+		Entries: 10, Created: 4, Updated: 2, Replaced: 1, AlreadyThere: 1, Skipped: 1, Refused: 1,
+		ByReason: map[string]int{"table full": 1}, Duration: 2 * time.Second,
+	}
+	got := commitReport(&r, start)
+	f := got.Flows
+	if f.Entries != 10 || f.Created != 5 || f.Updated != 2 || f.AlreadyThere != 1 || f.Skipped != 1 || f.Refused != 1 || f.RefusedBy["table full"] != 1 {
+		t.Errorf("%+v", f)
+	}
+	if got.DurationS != 2 || got.RatePerS != 5 || !got.Started.Equal(start) {
+		t.Errorf("took %v s, %v a second, started %v", got.DurationS, got.RatePerS, got.Started)
+	}
+}
+
+// waitFor waits for a condition of something that runs in real time.
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}

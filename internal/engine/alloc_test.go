@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"testing"
+	"time"
+
+	"syncd/internal/flow"
+	"syncd/internal/wire"
+)
+
+// sending is an engine driven by hand, without its loop, whose peer hears it and
+// acknowledges everything.
+type sending struct {
+	*Engine
+	batch flow.Batch
+	mark  uint32
+	seq   wire.Seq // of the peer's next message
+	acked wire.Seq // ours that the peer has
+	msg   wire.Message
+}
+
+func newSending(t testing.TB) *sending {
+	s := &sending{Engine: quietEngine(t), seq: 1, acked: 999}
+	s.send() // says HELLO
+	s.control(wire.FlagAlive|wire.FlagHelloBack, 0, 0)
+	s.batch.N = flow.BatchSize
+	for i := range s.batch.Events {
+		f := newFlow(i)
+		establish(&f)
+		s.batch.Events[i] = event(flow.EventNew, f, uint32(i+1))
+	}
+	s.round()
+	for i := range s.batch.Events {
+		s.batch.Events[i].Kind = flow.EventUpdate
+	}
+	return s
+}
+
+func (s *sending) control(f wire.Flags, from, to wire.Seq) {
+	s.msg = wire.Message{Type: wire.Ctl, Flags: f, Seq: s.seq, From: from, To: to}
+	s.seq++
+	s.mode.Receive(s.now, &s.msg)
+}
+
+// round takes a batch of events, sends what follows from it, and acknowledges it.
+func (s *sending) round() {
+	s.mark++
+	for i := range s.batch.Events {
+		f := &s.batch.Events[i].Flow
+		f.Mark = s.mark
+		f.Has |= flow.HasMark
+	}
+	s.now = s.now.Add(time.Millisecond)
+	s.takeEvents(&s.batch)
+	s.mode.Advance(s.now)
+	s.send()
+	s.control(wire.FlagAck, s.acked+1, s.acked+flow.BatchSize*2) // more than there can be
+	s.acked += flow.BatchSize
+}
+
+// receiving is an engine driven by hand that takes datagrams of a peer.
+type receiving struct {
+	*Engine
+	in    inbox
+	rd    wire.Reader
+	flows [20]flow.Flow
+	b     []byte
+	seq   wire.Seq
+}
+
+func newReceiving(t testing.TB) *receiving {
+	r := &receiving{Engine: quietEngine(t), seq: 1, b: make([]byte, 0, 1<<14)}
+	for i := range r.flows {
+		r.flows[i] = event(flow.EventNew, newFlow(i), 0).Flow
+	}
+	for i := range r.in.from {
+		r.in.from[i] = addrB
+	}
+	r.round()
+	return r
+}
+
+// round takes one datagram with a message about each flow.
+func (r *receiving) round() {
+	r.now = r.now.Add(time.Millisecond)
+	r.b = r.b[:0]
+	for i := range r.flows {
+		r.flows[i].Mark++
+		r.flows[i].Has |= flow.HasMark
+		r.b = wire.AppendFlow(r.b, wire.CTUpd, 0, r.seq, &r.flows[i])
+		r.seq++
+	}
+	r.rd.Reset(r.b)
+	for r.in.n = 0; r.rd.Next(&r.in.msgs[r.in.n]); r.in.n++ {
+	}
+	r.takeMessages(&r.in)
+	r.mode.Advance(r.now)
+	r.send()
+}
+
+func TestHotPathsDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	s := newSending(t)
+	before := s.Stats
+	if n := testing.AllocsPerRun(1000, s.round); n != 0 {
+		t.Errorf("event to datagram: %v allocations a batch", n)
+	}
+	if d := s.Stats.Datagrams - before.Datagrams; d < 1000 {
+		t.Errorf("%d datagrams in 1000 rounds: nothing was measured", d)
+	}
+	r := newReceiving(t)
+	before = r.Stats
+	if n := testing.AllocsPerRun(1000, r.round); n != 0 {
+		t.Errorf("datagram to external cache: %v allocations a datagram", n)
+	}
+	if d := r.Stats.ExternalUpd - before.ExternalUpd; d < 1000*uint64(len(r.flows)) {
+		t.Errorf("%d updates in 1000 rounds: nothing was measured", d)
+	}
+}
+
+// BenchmarkEvent is the way of an event from its batch to a datagram that is
+// acknowledged.
+func BenchmarkEvent(b *testing.B) {
+	s := newSending(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		s.round()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*flow.BatchSize), "ns/event")
+}
+
+// BenchmarkMessage is the way of a message from its datagram to the external cache.
+// It includes writing the datagram.
+func BenchmarkMessage(b *testing.B) {
+	r := newReceiving(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.round()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(r.flows)), "ns/message")
+}
