@@ -78,6 +78,20 @@ refused are in the report and do not change it.`,
 			Long:    `Send the whole internal cache to all peers. Live changes go on meanwhile.`,
 			Example: `  syncd ctl bulk`,
 		}, (*ctl.Client).Bulk, renderDone),
+		query(f, &cobra.Command{
+			Use:   "verify",
+			Short: "Prove that this node holds what its peers have",
+			Long: `Compare what this node holds of every peer with what the peer has: first with
+what its messages said, then by the digests of its stream. What differs is
+sent again and repaired; the report counts missing, stale and different
+entries.
+
+Run it on each node: every node verifies what it holds itself. Only the syncd
+dialect has digests.`,
+			Example: `  syncd ctl verify
+  syncd ctl verify --json | jq -e .ok`,
+		}, (*ctl.Client).Verify, ctl.RenderVerify),
+		newWaitReady(f),
 		newDump(f),
 		newRole(f, ctl.RolePrimary, "Take over: this node becomes primary",
 			`Do all that is needed when this node becomes primary, in order, and return when

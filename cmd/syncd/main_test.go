@@ -86,6 +86,9 @@ func (n *node) Flush(_ context.Context, which string) (*ctl.Done, error) {
 func (n *node) Resync(_ context.Context, kernel bool) (*ctl.Done, error) {
 	return &ctl.Done{Message: fmt.Sprint("kernel=", kernel)}, n.err
 }
+func (n *node) Verify(context.Context) (*ctl.VerifyReport, error) {
+	return &ctl.VerifyReport{OK: true, Peers: []ctl.VerifyPeer{}, Entries: []ctl.VerifyEntry{}}, n.err
+}
 func (n *node) Bulk(context.Context) (*ctl.Done, error)   { return &ctl.Done{Message: "sending"}, n.err }
 func (n *node) Reload(context.Context) (*ctl.Done, error) { return &ctl.Done{Message: "read"}, n.err }
 func (n *node) SetRole(_ context.Context, role string) (*ctl.RoleReport, error) {

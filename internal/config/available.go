@@ -7,7 +7,6 @@ import "strings"
 var unavailable = []string{
 	"sync.mode = notrack",
 	"sync.mode = alarm",
-	"sync.wire = syncd",
 	"link.type = tcp",
 }
 

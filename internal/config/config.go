@@ -14,6 +14,7 @@ type Config struct {
 	Cache  Cache
 	Commit Commit
 	Purge  Purge
+	Ready  Ready
 	Filter Filter
 	Links  []Link // 1 to MaxLinks; the first is used until it fails
 }
@@ -25,6 +26,7 @@ const MaxLinks = 8
 type Node struct {
 	Name     string // empty: the caller uses the host name
 	Socket   string // path of the control socket, at most 107 octets
+	StateDir string // where the snapshot of a restart is kept; empty: none is
 	LogLevel LogLevel
 }
 
@@ -92,6 +94,12 @@ type Purge struct {
 	After time.Duration // after it became backup; 0: never
 }
 
+// Ready says when this node may become primary.
+type Ready struct {
+	TrackFile string        // for keepalived's track_file; empty: none
+	Timeout   time.Duration // after the start, at which the node is ready whatever is missing
+}
+
 // Filter says which flows are replicated, and which parts of them.
 type Filter struct {
 	Protocols List[uint8]        // IP protocol numbers
@@ -137,7 +145,7 @@ type Link struct {
 // default, a link above all, and so does not pass Validate.
 func Default() *Config {
 	return &Config{
-		Node: Node{Socket: "/run/syncd/syncd.sock", LogLevel: LogInfo},
+		Node: Node{Socket: "/run/syncd/syncd.sock", LogLevel: LogInfo, StateDir: "/var/lib/syncd"},
 		Sync: Sync{
 			Mode:          ModeFTFW,
 			Wire:          WireSyncd,
@@ -148,6 +156,7 @@ func Default() *Config {
 		},
 		Events: Events{Buffer: 64 << 20, BufferMax: 512 << 20},
 		Purge:  Purge{After: time.Minute},
+		Ready:  Ready{Timeout: time.Minute},
 		Filter: Filter{MarkMask: 0xffffffff},
 	}
 }

@@ -55,11 +55,13 @@ var configKeys = []key[Config]{
 	reloadable(setting("node.log_level", func(c *Config) *LogLevel { return &c.Node.LogLevel }, word[LogLevel],
 		oneOf("node.log_level", "a log level", LogDebug, LogInfo, LogWarn, LogError))),
 
+	setting("node.state_dir", func(c *Config) *string { return &c.Node.StateDir }, text, emptyOrPath),
+
 	setting("sync.mode", func(c *Config) *Mode { return &c.Sync.Mode }, word[Mode],
 		oneOf("sync.mode", "a mode", ModeFTFW, ModeNotrack, ModeAlarm)),
 	setting("sync.wire", func(c *Config) *Wire { return &c.Sync.Wire }, word[Wire],
 		oneOf("sync.wire", "a dialect", WireSyncd, WireConntrackd)),
-	setting("sync.keys", func(c *Config) *[]string { return &c.Sync.Keys }, array(text), each(keyFile)),
+	reloadable(setting("sync.keys", func(c *Config) *[]string { return &c.Sync.Keys }, array(text), each(keyFile))),
 	setting("sync.insecure", func(c *Config) *bool { return &c.Sync.Insecure }, boolean),
 	setting("sync.resend_queue", func(c *Config) *int { return &c.Sync.ResendQueue }, integer, between(2, 1<<26)),
 	setting("sync.ack_window", func(c *Config) *int { return &c.Sync.AckWindow }, integer, between(2, 1<<20)),
@@ -79,6 +81,10 @@ var configKeys = []key[Config]{
 		duration, zeroOr(time.Second, maxTimeout))),
 	reloadable(setting("purge.after", func(c *Config) *time.Duration { return &c.Purge.After },
 		duration, zeroOr(time.Second, maxTimeout))),
+
+	setting("ready.track_file", func(c *Config) *string { return &c.Ready.TrackFile }, text, emptyOrPath),
+	setting("ready.timeout", func(c *Config) *time.Duration { return &c.Ready.Timeout },
+		duration, between(time.Second, time.Hour)),
 
 	reloadable(setting("filter.protocols", func(c *Config) *List[uint8] { return &c.Filter.Protocols }, list(protocol))),
 	reloadable(setting("filter.addresses", func(c *Config) *List[netip.Prefix] { return &c.Filter.Addresses }, list(prefix), eachListed(network))),

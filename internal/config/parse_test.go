@@ -58,7 +58,11 @@ func TestEveryKeyArrives(t *testing.T) {
 [node]
 name = "fw-1.example"
 socket = "/tmp/s"
+state_dir = ""
 log_level = "debug"
+[ready]
+track_file = "/run/r"
+timeout = "5s"
 [sync]
 mode = "ftfw"
 wire = "conntrackd"
@@ -100,11 +104,12 @@ local = "198.51.100.1"
 peers = ["198.51.100.2"]
 `)
 	want := &Config{
-		Node:   Node{"fw-1.example", "/tmp/s", LogDebug},
+		Node:   Node{"fw-1.example", "/tmp/s", "", LogDebug},
 		Sync:   Sync{ModeFTFW, WireConntrackd, nil, true, 1000, 20, false, 90 * time.Second},
 		Events: Events{1000000, 2 << 20},
 		Cache:  Cache{1, 2},
 		Commit: Commit{3 * time.Minute},
+		Ready:  Ready{"/run/r", 5 * time.Second},
 		Filter: Filter{
 			Protocols: List[uint8]{Ignore: []uint8{6, 17, 58}},
 			Addresses: List[netip.Prefix]{Accept: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")}},

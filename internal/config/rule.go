@@ -83,8 +83,8 @@ func nodeName(s string, report fault) {
 	strange := func(r rune) bool {
 		return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("-_.", r)
 	}
-	if len(s) > 64 || strings.ContainsFunc(s, strange) {
-		report("", s, "is not a node name", "at most 64 letters, digits, '-', '_' and '.'")
+	if len(s) > 63 || strings.ContainsFunc(s, strange) {
+		report("", s, "is not a node name", "at most 63 letters, digits, '-', '_' and '.'")
 	}
 }
 
@@ -97,6 +97,13 @@ func socketPath(s string, report fault) {
 		report("", s, "is not the path of a socket", "an absolute path")
 	case len(s) > maxSocketPath:
 		report("", s, fmt.Sprintf("has %d octets", len(s)), fmt.Sprintf("at most %d, the limit of the kernel", maxSocketPath))
+	}
+}
+
+// emptyOrPath accepts an absolute path, and nothing.
+func emptyOrPath(s string, report fault) {
+	if s != "" && !isAbsolute(s) {
+		report("", s, "is not a path", "an absolute path, or \"\" for none")
 	}
 }
 

@@ -112,6 +112,11 @@ func (c *Client) Bulk(ctx context.Context) (*Done, error) {
 	return call[Done](ctx, c, http.MethodPost, "/v1/bulk", commandTimeout)
 }
 
+// Verify is Node's. It has no time limit but ctx.
+func (c *Client) Verify(ctx context.Context) (*VerifyReport, error) {
+	return call[VerifyReport](ctx, c, http.MethodPost, "/v1/verify", 0)
+}
+
 // SetRole is Node's. It has no time limit but ctx.
 func (c *Client) SetRole(ctx context.Context, role string) (*RoleReport, error) {
 	return call[RoleReport](ctx, c, http.MethodPost, "/v1/role/"+role, 0)

@@ -16,6 +16,7 @@
 //	POST /v1/flush?which=internal|external|both    default both
 //	POST /v1/resync?kernel=true|false              default false
 //	POST /v1/bulk
+//	POST /v1/verify
 //	POST /v1/role/primary  /v1/role/backup  /v1/role/fault
 //	POST /v1/reload
 //

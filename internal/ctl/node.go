@@ -58,6 +58,10 @@ type Node interface {
 	// Bulk sends the whole internal cache to all peers.
 	Bulk(ctx context.Context) (*Done, error)
 
+	// Verify compares what is held of every peer with what the peer has, repairs
+	// what differs, and returns when the last digests agree or time is over.
+	Verify(ctx context.Context) (*VerifyReport, error)
+
 	// Dump calls fn for every entry of the cache Internal or External, in no
 	// order. The entry is fn's until fn returns. An error of fn ends the dump
 	// and is returned.

@@ -55,6 +55,14 @@ func (n *fakeNode) Resync(ctx context.Context, kernel bool) (*Done, error) {
 	return &Done{"asked"}, n.called(ctx, "resync kernel=%t", kernel)
 }
 
+func (n *fakeNode) Verify(ctx context.Context) (*VerifyReport, error) {
+	return &VerifyReport{
+		DurationS: 1.5,
+		Peers:     []VerifyPeer{{Name: "fw2", Flows: 10, Missing: 1, Stale: 2, Different: 3, Corrupted: 4, Proven: true}, {Name: "fw3", Problem: "silent"}},
+		Entries:   []VerifyEntry{{Peer: "fw2", What: "missing", Flow: "tcp 192.0.2.1:1>192.0.2.2:2"}},
+	}, n.called(ctx, "verify")
+}
+
 func (n *fakeNode) Bulk(ctx context.Context) (*Done, error) {
 	return &Done{"sending"}, n.called(ctx, "bulk")
 }

@@ -215,6 +215,7 @@ func (s *Server) routes(stop context.Context, node Node) http.Handler {
 		})
 	}
 	command("/v1/commit", func(ctx context.Context, q *request) (any, error) { return node.Commit(ctx) })
+	command("/v1/verify", func(ctx context.Context, q *request) (any, error) { return node.Verify(ctx) })
 	command("/v1/bulk", func(ctx context.Context, q *request) (any, error) { return node.Bulk(ctx) })
 	command("/v1/reload", func(ctx context.Context, q *request) (any, error) { return node.Reload(ctx) })
 	command("/v1/flush", func(ctx context.Context, q *request) (any, error) {

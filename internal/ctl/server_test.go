@@ -120,6 +120,7 @@ func TestRoutes(t *testing.T) {
 		{"POST", "/v1/flush?which=external", 200, `{"message":"flushed external"}`, "flush external"},
 		{"POST", "/v1/resync", 200, `{"message":"asked"}`, "resync kernel=false"},
 		{"POST", "/v1/resync?kernel=true", 200, `{"message":"asked"}`, "resync kernel=true"},
+		{"POST", "/v1/verify", 200, `{"ok":false,"duration_s":1.5,"peers":[{"name":"fw2","flows":10,"corrupted":4,"missing":1,"stale":2,"different":3,"proven":true},{"name":"fw3","flows":0,"corrupted":0,"missing":0,"stale":0,"different":0,"proven":false,"problem":"silent"}],"entries":[{"peer":"fw2","what":"missing","flow":"tcp 192.0.2.1:1\u003e192.0.2.2:2"}]}`, "verify"},
 		{"POST", "/v1/bulk", 200, `{"message":"sending"}`, "bulk"},
 		{"POST", "/v1/role/primary", 200, "role.json", "role primary"},
 		{"POST", "/v1/role/backup", 200, "", "role backup"},

@@ -45,15 +45,16 @@ const (
 type PeerStatus struct {
 	Name       string  `json:"name"`
 	Address    string  `json:"address"`
-	State      string  `json:"state"`                // Peer* constants
-	HeardAgeS  float64 `json:"heard_age_s,omitzero"` // since its last message; 0 while unheard
-	Flows      uint64  `json:"flows"`                // entries of it in the external cache
-	Unacked    uint64  `json:"unacknowledged"`       // messages sent that it has not acknowledged
-	Dirty      uint64  `json:"dirty"`                // flows that it still has to be sent
-	Bulk       bool    `json:"bulk_running"`         // a bulk update to or from it runs
-	Resync     bool    `json:"resync_outstanding"`   // a bulk update was asked for and has not begun
-	InSync     bool    `json:"in_sync"`              // as far as this peer is concerned
-	Membership string  `json:"membership,omitempty"` // what the cluster says of it: alive, suspect, left
+	State      string  `json:"state"`                 // Peer* constants
+	HeardAgeS  float64 `json:"heard_age_s,omitzero"`  // since its last message; 0 while unheard
+	Flows      uint64  `json:"flows"`                 // entries of it in the external cache
+	Unacked    uint64  `json:"unacknowledged"`        // messages sent that it has not acknowledged
+	Dirty      uint64  `json:"dirty"`                 // flows that it still has to be sent
+	Bulk       bool    `json:"bulk_running"`          // a bulk update to or from it runs
+	Resync     bool    `json:"resync_outstanding"`    // a bulk update was asked for and has not begun
+	ProvenAgeS float64 `json:"proven_age_s,omitzero"` // since a digest of its flows last agreed; 0 while none has
+	InSync     bool    `json:"in_sync"`               // as far as this peer is concerned
+	Membership string  `json:"membership,omitempty"`  // what the cluster says of it: alive, suspect, left
 }
 
 // LinkStatus is one dedicated link.

@@ -25,6 +25,7 @@ type externalSource struct {
 	engine *engine.Engine
 	since  monotime.Time // start of the commit, less the resolution of the cache's times
 	pass   commit.Pass
+	owners []uint8 // whose entries remain to be handed out in this pass
 	pos    flow.Handle
 	ended  bool // this pass
 }
@@ -37,12 +38,19 @@ const walkSlots = 4096
 // since the start and belongs to an earlier one. Twice does no harm, and never would.
 func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err error) {
 	if p != s.pass {
-		s.pass, s.pos, s.ended = p, 0, false
+		s.pass, s.pos, s.ended, s.owners = p, 0, false, nil
 	}
 	for n == 0 && !s.ended {
 		err := s.engine.Do(s.ctx, func() {
-			x, now := s.engine.External(), s.engine.Now()
-			next := x.Walk(s.pos, walkSlots, func(h flow.Handle) bool {
+			r, now := s.engine.Replica(), s.engine.Now()
+			if s.owners == nil {
+				s.owners = r.Owners()
+			}
+			if s.ended = len(s.owners) == 0; s.ended {
+				return
+			}
+			x := r.Cache(s.owners[0])
+			s.pos = x.Walk(s.pos, walkSlots, func(h flow.Handle) bool {
 				e := &dst[n]
 				x.Load(h, &e.Flow)
 				class := commit.PassOf(&e.Flow)
@@ -52,7 +60,10 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 				}
 				return n < len(dst)
 			})
-			s.pos, s.ended = next, next == 0
+			if s.pos == 0 {
+				s.owners = s.owners[1:]
+				s.ended = len(s.owners) == 0
+			}
 		})
 		if err != nil {
 			return 0, err

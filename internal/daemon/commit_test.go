@@ -111,7 +111,7 @@ func TestSourceWhileTheCacheChanges(t *testing.T) {
 						continue
 					case 3:
 						g := testFlow(n+(p-1)*n+i, 0)
-						x := d.engine.External()
+						x := externalCache(d.engine)
 						if h := x.Lookup(&g.Orig); p > 0 && h != 0 {
 							x.Remove(h) // and goes
 						}

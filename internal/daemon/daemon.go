@@ -20,7 +20,7 @@ import (
 	"syncd/internal/monotime"
 	"syncd/internal/netwatch"
 	"syncd/internal/sync/ftfw"
-	"syncd/internal/wire"
+	"syncd/internal/sync/stream"
 )
 
 // Options says how to run a daemon.
@@ -41,7 +41,9 @@ type Daemon struct {
 	ctx     context.Context // of the whole daemon
 
 	engine   *engine.Engine
-	ftfw     *ftfw.Machine // the mode; belongs to the engine's loop
+	ftfw     *ftfw.Machine   // the mode of conntrackd's dialect, or nil; belongs to the engine's loop
+	stream   *stream.Machine // the mode of the syncd dialect, or nil; belongs to the engine's loop
+	box      *box            // seals the syncd dialect; nil with conntrackd's
 	listener *ctnetlink.Listener
 	channel  *channel.Channel // belongs to the engine's loop
 	links    []*channel.Link
@@ -59,6 +61,7 @@ type Daemon struct {
 	task       string
 	lastCommit *ctl.CommitReport
 	commitSum  ctl.CommitStats
+	readiness  readiness
 	purge      *time.Timer // runs the purge of a node that is not primary; nil if none is due
 }
 
@@ -101,6 +104,9 @@ func Run(ctx context.Context, o Options) error {
 
 // open opens the sockets and builds the engine.
 func (d *Daemon) open(cfg *config.Config) (err error) {
+	if err := d.openBox(cfg); err != nil {
+		return err
+	}
 	if err := d.checkHost(); err != nil {
 		return err
 	}
@@ -132,6 +138,10 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
+	var sealer engine.Sealer
+	if d.box != nil {
+		sealer = d.box
+	}
 	readers := make([]engine.LinkReader, len(d.links))
 	for i, l := range d.links {
 		readers[i] = newLinkReader(l)
@@ -142,29 +152,28 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 		Dump: func(ctx context.Context, fn func(*flow.Event) error) error {
 			return ctnetlink.Dump(ctx, ctnetlink.DumpFilter{}, fn)
 		},
-		Sender: (*sender)(d),
-		Links:  readers,
-		NewMode: func(e *engine.Engine) engine.Mode {
-			d.ftfw = ftfw.New(ftfw.Config{
-				FirstSeq:    wire.Seq(time.Now().Unix()),
-				AckWindow:   cfg.Sync.AckWindow,
-				ResendQueue: cfg.Sync.ResendQueue,
-				DeadAfter:   cfg.Sync.PeerDeadAfter,
-				Resync:      cfg.Sync.StartupResync,
-			}, e)
-			return d.ftfw
-		},
+		Sender:        (*sender)(d),
+		Links:         readers,
+		NewMode:       func(e *engine.Engine) engine.Mode { return d.newMode(cfg, e) },
+		Sealer:        sealer,
+		Mirror:        d.box != nil,
 		Filter:        compileFilter(cfg, nil),
 		InternalLimit: limit,
 		ExternalLimit: external,
 		Labels:        cfg.Filter.Labels,
 		MarkMask:      cfg.Filter.MarkMask,
 	})
+	if err := d.loadSnapshot(); err != nil {
+		d.log.Error("the snapshot of the peers' state is not used", zap.Error(err))
+	}
 	d.engine.SetOrigin(d.commits.PortID(), engine.OriginCommit)
 	d.engine.SetOrigin(d.purges.PortID(), engine.OriginPurge)
 	d.log.Info("listening to the kernel", zap.Int("event_buffer_bytes", d.listener.BufferSize()),
 		zap.Int("internal_limit", limit), zap.Int("external_limit", external))
-	if cfg.Sync.Wire == config.WireConntrackd {
+	switch {
+	case d.box != nil && len(cfg.Sync.Keys) == 0:
+		d.log.Warn("sealing with a key that everybody knows (insecure = true): anyone on the link can read and forge")
+	case d.box == nil:
 		d.log.Warn("speaking conntrackd's dialect: two nodes, plain datagrams that anyone on the link can read and forge, no proof of being in step")
 	}
 	return nil
@@ -215,12 +224,16 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 	task("control socket", func(ctx context.Context) error { return server.Serve(ctx, d) })
 	task("interfaces", func(ctx context.Context) error { return d.watchInterfaces(ctx, known) })
 	task("service", d.serve)
+	task("readiness", d.watchReadiness)
 	group.Go(func() error { // said at once: the tasks may take a moment to end
 		<-ctx.Done()
 		d.notify.stopping()
 		return nil
 	})
 	err := group.Wait()
+	if serr := d.saveSnapshot(); serr != nil {
+		d.log.Error("what peers have sent could not be kept for the next start", zap.Error(serr))
+	}
 	d.stopPurge()
 	<-d.ops // a command that runs sees the end of ctx and gives the sockets back
 	d.close()

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"syncd/internal/cache"
 	"syncd/internal/channel"
 	"syncd/internal/config"
 	"syncd/internal/ctl"
@@ -95,7 +96,7 @@ func newDaemon(t *testing.T, text string) (*Daemon, *simnet.Kernel) {
 		Events: kernel, Dump: kernel.Dump, Sender: port, Links: []engine.LinkReader{port},
 		NewMode: func(e *engine.Engine) engine.Mode {
 			d.ftfw = ftfw.New(ftfw.Config{}, e)
-			return d.ftfw
+			return engine.OnePeer(d.ftfw, e.Replica())
 		},
 		Filter: compileFilter(cfg, nil), InternalLimit: 1 << 16, ExternalLimit: 1 << 16,
 		Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask,
@@ -125,12 +126,20 @@ func freePort(t *testing.T) uint16 {
 	return uint16(c.LocalAddr().(*net.UDPAddr).Port)
 }
 
+// externalCache returns the cache of the only peer of conntrackd's dialect, making it
+// first. It runs on the loop.
+func externalCache(e *engine.Engine) *cache.Cache {
+	const onlyPeer = 1
+	e.Replica().Doubtful(onlyPeer)
+	return e.Replica().Cache(onlyPeer)
+}
+
 // external runs fn on the loop with a function that puts a flow into the external
 // cache.
 func (d *Daemon) external(t *testing.T, fn func(put func(flow.Flow))) {
 	t.Helper()
 	if err := d.engine.Do(t.Context(), func() {
-		x := d.engine.External()
+		x := externalCache(d.engine)
 		fn(func(f flow.Flow) {
 			if h := x.Lookup(&f.Orig); h != 0 {
 				x.Merge(h, &f, d.engine.Now())

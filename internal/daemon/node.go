@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"syncd/internal/cache"
 	"syncd/internal/config"
 	"syncd/internal/ctl"
 	"syncd/internal/flow"
@@ -34,7 +35,7 @@ func (d *Daemon) Flush(ctx context.Context, which string) (*ctl.Done, error) {
 			names = append(names, "internal")
 		}
 		if which != ctl.Internal {
-			n += d.engine.External().Len()
+			n += d.engine.Replica().Len()
 			d.engine.FlushExternal()
 			names = append(names, "external")
 		}
@@ -83,25 +84,38 @@ const dumpChunk = 256
 // Dump implements ctl.Node.
 func (d *Daemon) Dump(ctx context.Context, which string, fn func(*ctl.DumpEntry) error) error {
 	entries := make([]ctl.DumpEntry, dumpChunk)
+	if which == ctl.Internal {
+		return d.dump(ctx, entries, func() (*cache.Cache, string) { return d.engine.Internal(), "" }, fn)
+	}
+	var owners []uint8
+	if err := d.engine.Do(ctx, func() { owners = d.engine.Replica().Owners() }); err != nil {
+		return err
+	}
+	for _, o := range owners {
+		err := d.dump(ctx, entries, func() (*cache.Cache, string) {
+			return d.engine.Replica().Cache(o), d.ownerName(o)
+		}, fn)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dump calls fn for every entry of one cache. of is called on the loop.
+func (d *Daemon) dump(ctx context.Context, entries []ctl.DumpEntry, of func() (*cache.Cache, string), fn func(*ctl.DumpEntry) error) error {
 	var pos flow.Handle
 	for {
 		n := 0
 		err := d.engine.Do(ctx, func() {
-			c := d.engine.Internal()
-			if which == ctl.External {
-				c = d.engine.External()
-			}
+			c, owner := of()
 			now := d.engine.Now()
-			owner := d.peerName()
 			pos = c.Walk(pos, walkSlots, func(h flow.Handle) bool {
 				e := &entries[n]
 				c.Load(h, &e.Flow)
 				e.Dead = c.Dead(h)
 				e.AgeS = now.Sub(c.Created(h)).Seconds()
-				e.Owner = ""
-				if which == ctl.External {
-					e.Owner = owner
-				}
+				e.Owner = owner
 				n++
 				return n < len(entries)
 			})
@@ -126,6 +140,16 @@ func (d *Daemon) Reload(ctx context.Context) (*ctl.Done, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Keys are files: they may have changed although their names have not.
+	if d.box != nil && cfg.Sync.Wire == config.WireSyncd {
+		keys, err := readKeys(cfg)
+		if err != nil {
+			return nil, err
+		}
+		if err := d.box.setKeys(keys); err != nil {
+			return nil, fmt.Errorf("sync.keys: %w", err)
+		}
+	}
 	d.mu.Lock()
 	old := d.cfg
 	if cfg.Node.Name == "" {
@@ -136,6 +160,9 @@ func (d *Daemon) Reload(ctx context.Context) (*ctl.Done, error) {
 	next := *old
 	next.Node.LogLevel, next.Filter, next.Commit, next.Purge = cfg.Node.LogLevel, cfg.Filter, cfg.Commit, cfg.Purge
 	next.Sync.PeerDeadAfter = cfg.Sync.PeerDeadAfter
+	if d.box != nil {
+		next.Sync.Keys = cfg.Sync.Keys
+	}
 	d.cfg = &next
 	f := compileFilter(d.cfg, d.addrs.Addrs)
 	d.mu.Unlock()
@@ -144,7 +171,11 @@ func (d *Daemon) Reload(ctx context.Context) (*ctl.Done, error) {
 	if err := d.engine.Do(ctx, func() {
 		d.engine.SetFilter(f)
 		d.engine.SetReplicated(next.Filter.Labels, next.Filter.MarkMask)
-		d.ftfw.SetDeadAfter(next.Sync.PeerDeadAfter)
+		if d.stream != nil {
+			d.stream.SetDeadAfter(next.Sync.PeerDeadAfter)
+		} else {
+			d.ftfw.SetDeadAfter(next.Sync.PeerDeadAfter)
+		}
 	}); err != nil {
 		return nil, err
 	}

@@ -75,7 +75,7 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, step fu
 	})
 	if first == nil { // what could not be committed may be wanted again
 		first = step("flush", func() (string, error) {
-			return "emptied the external cache", d.engine.Do(ctx, d.engine.FlushExternal)
+			return d.flushCommitted(ctx)
 		})
 	}
 	if err := step("resync", func() (string, error) {
@@ -89,6 +89,32 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, step fu
 		first = err
 	}
 	return first
+}
+
+// flushCommitted forgets the entries that have just been committed, so that a later
+// commit does not bring back what has ended since: they are this node's now. What a
+// living peer of the syncd dialect still has stays; it tells when it ends.
+func (d *Daemon) flushCommitted(ctx context.Context) (msg string, err error) {
+	err = d.engine.Do(ctx, func() {
+		if d.stream == nil {
+			d.engine.FlushExternal()
+			msg = "emptied the external cache"
+			return
+		}
+		alive := map[uint8]bool{}
+		for _, p := range d.stream.Peers(d.engine.Now()) {
+			alive[p.Owner] = alive[p.Owner] || p.Alive && p.Met
+		}
+		n := 0
+		for _, o := range d.engine.Replica().Owners() {
+			if !alive[o] {
+				n += d.engine.Replica().Cache(o).Len()
+				d.engine.Replica().FlushOwner(o)
+			}
+		}
+		msg = fmt.Sprintf("forgot %d entries of peers that are gone", n)
+	})
+	return msg, err
 }
 
 // kernelSyncTimeout bounds the wait for a resynchronisation with the kernel.

@@ -17,40 +17,73 @@ import (
 	"syncd/internal/wire"
 )
 
-// snapshot is what one turn of the loop tells of itself.
-type snapshot struct {
-	now                monotime.Time
-	peer               ftfw.Peer
-	peerName           string
-	ftfw               ftfw.Stats
-	engine             engine.Stats
-	problems           []string
-	internal, external cache.Stats
-	alive, dead        int // internal
-	entries            int // external
-	limit, extLimit    int
-	active             int
-	linkErr            error
+// view is what one turn of the loop tells of itself.
+type view struct {
+	now             monotime.Time
+	peers           []ctl.PeerStatus
+	sync            ctl.SyncStats
+	engine          engine.Stats
+	problems        []string // the gravest first
+	internal        cache.Stats
+	external        cache.Stats // of all owners
+	alive, dead     int         // internal
+	entries         int         // external
+	limit, extLimit int
+	active          int
+	proven          monotime.Time // when the oldest of the peers' digests agreed; 0: not all have
+	alone           bool          // no peer lives
 }
 
 // look takes a snapshot on the loop.
-func (d *Daemon) look(ctx context.Context) (s snapshot, err error) {
+func (d *Daemon) look(ctx context.Context) (s view, err error) {
 	err = d.engine.Do(ctx, func() {
 		e := d.engine
-		in, x := e.Internal(), e.External()
-		s = snapshot{
-			now: e.Now(), peer: d.ftfw.Peer(), peerName: d.peerName(), ftfw: d.ftfw.Stats, engine: e.Stats,
-			problems: e.Problems(), internal: in.Stats(), external: x.Stats(),
-			alive: in.Len(), dead: in.DeadLen(), entries: x.Len(),
-			limit: in.Limit(), extLimit: x.Limit(),
-			active: d.channel.Active(), linkErr: d.channel.Err(),
+		in := e.Internal()
+		s = view{
+			now: e.Now(), engine: e.Stats, internal: in.Stats(),
+			alive: in.Len(), dead: in.DeadLen(), entries: e.Replica().Len(),
+			limit: in.Limit(), active: d.channel.Active(),
 		}
+		for _, o := range e.Replica().Owners() {
+			c := e.Replica().Cache(o)
+			addCacheStats(&s.external, c.Stats())
+			s.extLimit = c.Limit()
+		}
+		if err := d.channel.Err(); err != nil {
+			s.problems = append(s.problems, err.Error())
+		}
+		if d.stream != nil {
+			d.lookStream(&s)
+		} else {
+			d.lookOnePeer(&s)
+		}
+		s.problems = append(s.problems, e.Problems()...)
 	})
 	return s, err
 }
 
-// peerName returns the address at which the peer is heard, or else where it is
-// expected. It runs on the loop.
+func addCacheStats(sum *cache.Stats, c cache.Stats) {
+	sum.Created += c.Created
+	sum.Updated += c.Updated
+	sum.Destroyed += c.Destroyed
+	sum.Refused += c.Refused
+	sum.SideRows += c.SideRows
+	sum.SlabBytes += c.SlabBytes
+	sum.IndexBytes += c.IndexBytes
+	sum.SideBytes += c.SideBytes
+}
+
+// ownerName returns the name under which the entries of an owner are shown. It runs
+// on the loop.
+func (d *Daemon) ownerName(owner uint8) string {
+	if d.stream != nil {
+		return d.stream.OwnerName(owner)
+	}
+	return d.peerName()
+}
+
+// peerName returns the address at which the only peer of conntrackd's dialect is
+// heard, or else where it is expected. It runs on the loop.
 func (d *Daemon) peerName() string {
 	addrs := d.engine.PeerAddrs()
 	if a, ok := addrs[d.channel.Active()]; ok {
@@ -67,21 +100,27 @@ func (d *Daemon) peerName() string {
 	return "peer"
 }
 
-// state returns the peer's state in the words of ctl, and what is wrong with it.
-func (s *snapshot) state() (state string, problems []string) {
-	p := &s.peer
+// onePeerStatus describes the peer of conntrackd's dialect, and what keeps us from being
+// in step with it. evicted counts the deletions that could not be delivered.
+func onePeerStatus(p ftfw.Peer, name string, now monotime.Time, evicted uint64) (peer ctl.PeerStatus, problems []string) {
+	peer = ctl.PeerStatus{
+		Name: name, Address: name, State: ctl.PeerUp,
+		Unacked: uint64(p.Unacked), Dirty: uint64(p.Dirty),
+		Bulk: p.BulkRunning || p.ResyncOpen, Resync: p.ResyncWanted,
+	}
+	if p.Heard != 0 {
+		peer.HeardAgeS = now.Sub(p.Heard).Seconds()
+	}
 	switch {
 	case p.Heard == 0:
-		state = ctl.PeerUnheard
-		problems = append(problems, fmt.Sprintf("peer %s has not been heard yet", s.peerName))
+		peer.State = ctl.PeerUnheard
+		problems = append(problems, fmt.Sprintf("peer %s has not been heard yet", name))
 	case p.Silent:
-		state = ctl.PeerSilent
-		problems = append(problems, fmt.Sprintf("peer %s has been silent for %v", s.peerName, s.now.Sub(p.Heard).Round(time.Second)))
+		peer.State = ctl.PeerSilent
+		problems = append(problems, fmt.Sprintf("peer %s has been silent for %v", name, now.Sub(p.Heard).Round(time.Second)))
 	case p.Helloing || !p.HelloDone:
-		state = ctl.PeerHelloing
-		problems = append(problems, fmt.Sprintf("the greeting with peer %s is under way", s.peerName))
-	default:
-		state = ctl.PeerUp
+		peer.State = ctl.PeerHelloing
+		problems = append(problems, fmt.Sprintf("the greeting with peer %s is under way", name))
 	}
 	if p.BulkRunning {
 		problems = append(problems, "a bulk update to the peer is under way")
@@ -89,10 +128,118 @@ func (s *snapshot) state() (state string, problems []string) {
 	if p.ResyncWanted {
 		problems = append(problems, "the peer has not answered the request for its state yet")
 	}
-	if n := s.engine.Evicted; n > 0 {
-		problems = append(problems, fmt.Sprintf("%d deletions could not be delivered for want of room; the peer may hold stale entries until it restarts", n))
+	if evicted > 0 {
+		problems = append(problems, fmt.Sprintf("%d deletions could not be delivered for want of room; the peer may hold stale entries until it restarts", evicted))
 	}
-	return state, problems
+	peer.InSync = len(problems) == 0
+	return peer, problems
+}
+
+// lookOnePeer adds what the mode of conntrackd's dialect says of its peer. It runs
+// on the loop.
+func (d *Daemon) lookOnePeer(s *view) {
+	p, m := d.ftfw.Peer(), &d.ftfw.Stats
+	peer, problems := onePeerStatus(p, d.peerName(), s.now, s.engine.Evicted)
+	peer.Flows = uint64(s.entries)
+	s.alone = p.Heard == 0 || p.Silent
+	s.problems = append(s.problems, problems...)
+	s.peers = []ctl.PeerStatus{peer}
+
+	es := &s.engine
+	s.sync = ctl.SyncStats{
+		MessagesSent: map[string]uint64{
+			"data": m.DataSent, "ack": m.AckSent, "nack": m.NackSent, "resync": m.ResyncSent, "alive": m.AliveSent,
+		},
+		MessagesReceived: map[string]uint64{
+			"data": m.DataReceived, "ack": m.AckReceived, "nack": m.NackReceived,
+			"resync": m.ResyncReceived, "alive": m.AliveReceived,
+		},
+		AcksSent: m.AckSent, AcksReceived: m.AckReceived, NacksSent: m.NackSent, NacksReceived: m.NackReceived,
+		Lost: m.Missing, Before: m.Before, Resent: m.Resent + m.Retried,
+		ResyncsAsked: m.ResyncSent, ResyncsServed: m.ResyncReceived, BulksSent: m.BulksSent, BulksReceived: m.BulksReceived,
+		Malformed: malformed(es, m.BadHeader), Refused: map[string]uint64{"foreign": es.ForeignPeer},
+	}
+}
+
+// lookStream adds what the mode of the syncd dialect says of its peers. It runs on
+// the loop.
+func (d *Daemon) lookStream(s *view) {
+	m := &d.stream.Stats
+	s.alone = true
+	peers := d.stream.Peers(s.now)
+	for i := range peers {
+		p := &peers[i]
+		peer := ctl.PeerStatus{
+			Name: p.Name, HeardAgeS: s.now.Sub(p.Heard).Seconds(), State: ctl.PeerUp,
+			Bulk: p.Doubtful || p.Wants, Resync: p.Wanted,
+		}
+		if c := d.engine.Replica().Cache(p.Owner); p.Owner != 0 && c != nil {
+			peer.Flows = uint64(c.Len())
+		}
+		if p.Counted {
+			peer.Unacked = uint64(max(p.Lag, 0))
+		}
+		if p.Proven != 0 {
+			peer.ProvenAgeS = s.now.Sub(p.Proven).Seconds()
+		}
+		var problem string
+		switch {
+		case !p.Alive:
+			peer.State = ctl.PeerSilent
+			problem = fmt.Sprintf("peer %s has been silent for %v", p.Name, s.now.Sub(p.Heard).Round(time.Second))
+		case !p.Met:
+			peer.State = ctl.PeerHelloing
+			problem = fmt.Sprintf("the greeting with peer %s is under way", p.Name)
+		case p.Wanted || p.Doubtful:
+			problem = fmt.Sprintf("a bulk update from peer %s is under way", p.Name)
+		case p.Wants:
+			problem = fmt.Sprintf("a bulk update to peer %s is under way", p.Name)
+		case p.Proven == 0 || s.now.Sub(p.Proven) > provenFor:
+			problem = fmt.Sprintf("no digest has proven lately that we are in step with peer %s", p.Name)
+		case !p.Counted:
+			problem = fmt.Sprintf("peer %s does not confirm what we send", p.Name)
+		}
+		if p.Alive {
+			s.alone = false
+			if s.proven == 0 || p.Proven < s.proven {
+				s.proven = p.Proven
+			}
+		}
+		peer.InSync = problem == ""
+		if problem != "" {
+			s.problems = append(s.problems, problem)
+		}
+		s.peers = append(s.peers, peer)
+	}
+	if len(peers) == 0 {
+		s.problems = append(s.problems, "no peer has been heard yet")
+	}
+	es := &s.engine
+	s.sync = ctl.SyncStats{
+		MessagesSent: map[string]uint64{
+			"data": m.DataSent, "hello": m.HelloSent, "status": m.StatusSent, "void": m.VoidSent, "bulk": m.BulkSent, "digest": m.DigestSent,
+		},
+		MessagesReceived: map[string]uint64{
+			"data": m.DataReceived, "hello": m.HelloReceived, "status": m.StatusReceived, "void": m.VoidReceived,
+			"bulk": m.BulkReceived, "digest": m.DigestReceived,
+		},
+		AcksSent: m.StatusSent, AcksReceived: m.StatusReceived,
+		Lost: m.Missing, Before: m.Before, Resent: m.Resent, BulksSent: m.BulksSent,
+		DigestsAgreed: m.Agreed, DigestsDiffered: m.Differed, Repaired: m.BadBuckets,
+		Malformed: malformed(es, m.Bad), Refused: d.box.stats(),
+	}
+}
+
+// provenFor is how old the last proof of being in step may be.
+const provenFor = 5 * time.Second
+
+func malformed(es *engine.Stats, header uint64) map[string]uint64 {
+	bad := map[string]uint64{}
+	for f := wire.FaultTruncated; f <= wire.FaultType; f++ {
+		bad[f.String()] = es.Faults[f]
+	}
+	bad[wire.FaultHeader.String()] = header
+	return bad
 }
 
 // Status implements ctl.Node.
@@ -111,25 +258,15 @@ func (d *Daemon) Status(ctx context.Context) (*ctl.Status, error) {
 	}
 	d.mu.Unlock()
 
-	state, problems := s.state()
-	if s.linkErr != nil {
-		problems = append([]string{s.linkErr.Error()}, problems...)
-	}
-	st.Problems = append(problems, s.problems...)
-	if st.Problems == nil {
-		st.Problems = []string{}
-	}
+	st.Problems = append([]string{}, s.problems...)
 	st.InSync = len(st.Problems) == 0
-	st.Ready = st.InSync || state == ctl.PeerUnheard || state == ctl.PeerSilent
-	peer := ctl.PeerStatus{
-		Name: s.peerName, Address: s.peerName, State: state, Flows: uint64(s.entries),
-		Unacked: uint64(s.peer.Unacked), Dirty: uint64(s.peer.Dirty),
-		Bulk: s.peer.BulkRunning || s.peer.ResyncOpen, Resync: s.peer.ResyncWanted, InSync: st.InSync,
+	d.mu.Lock()
+	st.Ready = d.readiness.ready
+	d.mu.Unlock()
+	st.Peers = append([]ctl.PeerStatus{}, s.peers...)
+	if s.proven != 0 {
+		st.Proven = time.Now().Add(-s.now.Sub(s.proven))
 	}
-	if s.peer.Heard != 0 {
-		peer.HeardAgeS = s.now.Sub(s.peer.Heard).Seconds()
-	}
-	st.Peers = []ctl.PeerStatus{peer}
 	for i, l := range d.links {
 		ls := ctl.LinkStatus{
 			Name: l.Name(), Type: string(cfg.Links[i].Type), Interface: l.Interface(),
@@ -167,18 +304,16 @@ func (d *Daemon) statusLine(ctx context.Context) string {
 	d.mu.Lock()
 	role, task := d.role, d.task
 	d.mu.Unlock()
-	state, problems := s.state()
-	problems = append(problems, s.problems...)
 	var b strings.Builder
 	if role != ctl.RoleUnknown {
 		fmt.Fprintf(&b, "%s; ", role)
 	}
-	fmt.Fprintf(&b, "%d flows of this node, %d of the peer (%s)", s.alive, s.entries, state)
+	fmt.Fprintf(&b, "%d flows of this node, %d of peers", s.alive, s.entries)
 	if task != "" {
 		fmt.Fprintf(&b, "; %s", task)
 	}
-	if len(problems) > 0 {
-		fmt.Fprintf(&b, "; %s", problems[0])
+	if len(s.problems) > 0 {
+		fmt.Fprintf(&b, "; %s", s.problems[0])
 	} else {
 		b.WriteString("; in sync")
 	}
@@ -192,7 +327,7 @@ func (d *Daemon) Stats(ctx context.Context) (*ctl.Stats, error) {
 		return nil, err
 	}
 	ls := d.listener.Stats()
-	es, m := &s.engine, &s.ftfw
+	es := &s.engine
 	st := &ctl.Stats{
 		Since: d.started,
 		Events: ctl.EventStats{
@@ -210,24 +345,8 @@ func (d *Daemon) Stats(ctx context.Context) (*ctl.Stats, error) {
 			Created: s.external.Created, Updated: s.external.Updated, Deleted: es.ExternalDel,
 			Swept: es.ExternalSwept, NotFound: es.ExternalNoDel, Refused: s.external.Refused,
 		},
-		Sync: ctl.SyncStats{
-			MessagesSent: map[string]uint64{
-				"data": m.DataSent, "ack": m.AckSent, "nack": m.NackSent, "resync": m.ResyncSent, "alive": m.AliveSent,
-			},
-			MessagesReceived: map[string]uint64{
-				"data": m.DataReceived, "ack": m.AckReceived, "nack": m.NackReceived,
-				"resync": m.ResyncReceived, "alive": m.AliveReceived,
-			},
-			AcksSent: m.AckSent, AcksReceived: m.AckReceived, NacksSent: m.NackSent, NacksReceived: m.NackReceived,
-			Lost: m.Missing, Before: m.Before, Resent: m.Resent + m.Retried,
-			ResyncsAsked: m.ResyncSent, ResyncsServed: m.ResyncReceived, BulksSent: m.BulksSent, BulksReceived: es.BulksReceived,
-			Malformed: map[string]uint64{}, Refused: map[string]uint64{"foreign": es.ForeignPeer},
-		},
+		Sync: s.sync,
 	}
-	for f := wire.FaultTruncated; f <= wire.FaultType; f++ {
-		st.Sync.Malformed[f.String()] = es.Faults[f]
-	}
-	st.Sync.Malformed[wire.FaultHeader.String()] = m.BadHeader
 	for _, l := range d.links {
 		st.Links = append(st.Links, linkStats(l))
 	}

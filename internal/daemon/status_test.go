@@ -8,7 +8,6 @@ import (
 
 	"syncd/internal/commit"
 	"syncd/internal/ctl"
-	"syncd/internal/engine"
 	"syncd/internal/monotime"
 	"syncd/internal/sync/ftfw"
 )
@@ -39,10 +38,9 @@ func TestPeerState(t *testing.T) {
 		{"evicted", up, 3, ctl.PeerUp, []string{"3 deletions could not be delivered for want of room; the peer may hold stale entries until it restarts"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := snapshot{now: now, peer: tt.peer, peerName: "fw2", engine: engine.Stats{Evicted: tt.evicted}}
-			state, problems := s.state()
-			if state != tt.state || !slices.Equal(problems, tt.problems) {
-				t.Errorf("%s, %q; want %s, %q", state, problems, tt.state, tt.problems)
+			peer, problems := onePeerStatus(tt.peer, "fw2", now, tt.evicted)
+			if peer.State != tt.state || !slices.Equal(problems, tt.problems) || peer.InSync != (len(problems) == 0) {
+				t.Errorf("%+v, %q; want %s, %q", peer, problems, tt.state, tt.problems)
 			}
 		})
 	}
@@ -64,14 +62,14 @@ func TestStatus(t *testing.T) {
 	if st.Node != "fw1" || st.Role != ctl.RoleUnknown || st.Mode != "ftfw" || st.Wire != "conntrackd" || st.Version != "test" {
 		t.Errorf("node %q, role %q, mode %q, wire %q, version %q", st.Node, st.Role, st.Mode, st.Wire, st.Version)
 	}
-	if st.InSync || !st.Ready || len(st.Peers) != 1 || st.Peers[0].State != ctl.PeerUnheard || st.Peers[0].Address != "127.0.0.2" {
+	if st.InSync || len(st.Peers) != 1 || st.Peers[0].State != ctl.PeerUnheard || st.Peers[0].Address != "127.0.0.2" {
 		t.Errorf("without a peer: in sync %v, ready %v, peers %+v", st.InSync, st.Ready, st.Peers)
 	}
 	if len(st.Links) != 1 || st.Links[0].Interface != "lo" || !st.Links[0].Active {
 		t.Errorf("links %+v", st.Links)
 	}
 	line := d.statusLine(t.Context())
-	if want := "5 flows of this node, 0 of the peer (unheard); peer 127.0.0.2 has not been heard yet"; line != want {
+	if want := "5 flows of this node, 0 of peers; peer 127.0.0.2 has not been heard yet"; line != want {
 		t.Errorf("status line %q, want %q", line, want)
 	}
 	d.mu.Lock()

@@ -39,7 +39,7 @@ func newSending(t testing.TB) *sending {
 func (s *sending) control(f wire.Flags, from, to wire.Seq) {
 	s.msg = wire.Message{Type: wire.Ctl, Flags: f, Seq: s.seq, From: from, To: to}
 	s.seq++
-	s.mode.Receive(s.now, &s.msg)
+	s.mode.Receive(s.now, 0, &s.msg)
 }
 
 // round takes a batch of events, sends what follows from it, and acknowledges it.

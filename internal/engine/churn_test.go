@@ -66,7 +66,7 @@ func churn(t *testing.T, seed uint64) {
 			d := newNode(t, string(rune('A'+i)), []netip.Addr{addrA, addrB}[i], w.net, k)
 			d.cfg.NewMode = func(e *Engine) Mode {
 				d.ftfw = ftfw.New(ftfw.Config{FirstSeq: wire.Seq(r.Uint32()), AckWindow: window, ResendQueue: queue, Resync: true}, e)
-				return d.ftfw
+				return OnePeer(d.ftfw, e.Replica())
 			}
 			w.nodes[i] = d
 			d.start()

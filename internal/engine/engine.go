@@ -17,22 +17,48 @@ import (
 )
 
 // Mode is a replication mode: a pure state machine that the loop drives.
-// Package ftfw documents the methods.
+// Packages ftfw and stream document the methods. Those of the sending side:
+//
+//   - Enqueue says that a flow changed, Forget and ForgetAll that slots are about to
+//     be used for something else; Evict gives up a deletion for want of room.
+//   - Bulk sends everything, RequestResync asks the peers for everything.
+//
+// And of the receiving side:
+//
+//   - Receive judges a message of a session (0 where datagrams are not sealed). One
+//     to be delivered is applied to the Replica before the next Receive.
+//   - Confirmed says that an entry in doubt was confirmed.
 type Mode interface {
+	sendingMode
+	Receive(now monotime.Time, session uint64, m *wire.Message) (wire.Verdict, wire.Delivery)
+	Advance(now monotime.Time)
+}
+
+// sendingMode is what all modes have in common.
+type sendingMode interface {
 	Enqueue(h flow.Handle, replace bool)
 	Forget(h flow.Handle)
 	ForgetAll()
 	Evict() flow.Handle
 	Bulk()
-	Receive(now monotime.Time, m *wire.Message) wire.Verdict
-	Requests() uint64
 	RequestResync()
 	Confirmed(now monotime.Time)
-	ResyncComplete(now monotime.Time) bool
-	Advance(now monotime.Time)
 	Next(now monotime.Time) monotime.Time
 	Pending(now monotime.Time) bool
 	AppendDatagram(now monotime.Time, b []byte, limit int) []byte
+}
+
+// Sealer seals and opens datagrams. Seal is called by the loop, Open by the link
+// readers, at the same time.
+type Sealer interface {
+	// Seal appends the sealed form of plain to b.
+	Seal(b, plain []byte) []byte
+	// Open appends the content of a sealed datagram to b and returns it with the
+	// session that sealed it. ok is false for a datagram to be dropped, which the
+	// implementation has counted.
+	Open(b, datagram []byte, now monotime.Time) (plain []byte, session uint64, ok bool)
+	// Overhead is how many octets Seal adds.
+	Overhead() int
 }
 
 // Sender is where datagrams go: the dedicated links behind one face.
@@ -75,11 +101,13 @@ type Config struct {
 	Sender        Sender
 	Links         []LinkReader
 	NewMode       func(*Engine) Mode // the mode sends the flows of the engine, its Store
+	Sealer        Sealer             // nil: datagrams are plain, and there is one peer
 	Filter        *filter.Filter
-	InternalLimit int // entries, dead ones included
-	ExternalLimit int
+	InternalLimit int    // entries, dead ones included
+	ExternalLimit int    // entries of one peer
 	Labels        bool   // replicate labels
 	MarkMask      uint32 // bits of the mark that are replicated
+	Mirror        bool   // peers hold exactly the internal cache: own changes are replicated too
 }
 
 // Engine is the loop and what it owns. All fields below the first group belong to
@@ -94,7 +122,7 @@ type Engine struct {
 
 	mode     Mode
 	internal *cache.Cache
-	external *cache.Cache
+	replica  *Replica
 	filter   *filter.Filter
 	origins  map[uint32]Origin
 	now      monotime.Time
@@ -140,8 +168,8 @@ type Stats struct {
 	ForeignPeer                uint64                     // messages of a second sender, which this dialect cannot tell apart
 	ExternalNew, ExternalUpd   uint64
 	ExternalDel, ExternalNoDel uint64 // deletions, and those of unknown flows
+	ExternalOld                uint64 // messages that something newer had overtaken
 	ExternalRefused            uint64 // no room in the external cache
-	BulksReceived              uint64 // bulk updates that we asked for, complete as far as can be known
 	ExternalSwept              uint64 // entries that a bulk update of the peer did not confirm
 	Expectations               uint64 // messages about expectations, not handled
 	Datagrams                  uint64 // sent
@@ -158,7 +186,7 @@ func New(cfg Config) *Engine {
 		done:     make(chan struct{}),
 		loads:    make(chan error, 1),
 		internal: cache.New(cfg.InternalLimit),
-		external: cache.New(cfg.ExternalLimit),
+		replica:  newReplica(cfg.ExternalLimit),
 		filter:   cfg.Filter,
 		origins:  map[uint32]Origin{},
 		now:      monotime.Now(),
@@ -199,9 +227,9 @@ func (e *Engine) Loaded() <-chan error { return e.loads }
 
 // The methods below are for functions run by Do.
 
-// Internal and External return the caches.
+// Internal returns the internal cache, Replica the external ones.
 func (e *Engine) Internal() *cache.Cache { return e.internal }
-func (e *Engine) External() *cache.Cache { return e.external }
+func (e *Engine) Replica() *Replica      { return e.replica }
 
 // Mode returns the replication mode.
 func (e *Engine) Mode() Mode { return e.mode }
@@ -236,8 +264,8 @@ func (e *Engine) Problems() (p []string) {
 	if e.full {
 		p = append(p, "the internal cache is full: some flows are not replicated")
 	}
-	if e.refusing {
-		p = append(p, "the external cache is full: some flows of the peer are not kept")
+	if e.replica.refusing() {
+		p = append(p, "the external cache is full: some flows of a peer are not kept")
 	}
 	switch {
 	case e.kernel.running:
@@ -245,8 +273,8 @@ func (e *Engine) Problems() (p []string) {
 	case e.kernel.wanted:
 		p = append(p, "a resynchronisation with the kernel is due")
 	}
-	if e.peer.doubt || e.peer.sweeping {
-		p = append(p, "entries of the peer are not confirmed yet")
+	if e.replica.doubtful() {
+		p = append(p, "entries of a peer are not confirmed yet")
 	}
 	return p
 }
@@ -366,7 +394,8 @@ func (e *Engine) drain(rd *readers) {
 // is left.
 func (e *Engine) slice(ctx context.Context) bool {
 	e.advancePeer()
-	more := e.sweepExternal()
+	removed, more := e.replica.Work()
+	e.Stats.ExternalSwept += removed
 	if e.sweepInternal() {
 		more = true
 	}
@@ -376,7 +405,7 @@ func (e *Engine) slice(ctx context.Context) bool {
 
 // deadline is when the loop must turn again without input.
 func (e *Engine) deadline() monotime.Time {
-	return monotime.Earliest(e.mode.Next(e.now), monotime.Earliest(e.kernel.due(), e.peer.due(e.now)))
+	return monotime.Earliest(e.mode.Next(e.now), e.kernel.due())
 }
 
 // maxBurst is the number of datagrams of one turn.
@@ -385,6 +414,7 @@ const maxBurst = 64
 // outbox holds the buffers of outgoing datagrams.
 type outbox struct {
 	bufs  [][]byte
+	plain []byte // a datagram before it is sealed
 	limit int
 }
 
@@ -397,18 +427,26 @@ func (e *Engine) send() bool {
 	limit := min(e.cfg.Sender.MaxPayload(), maxDatagram)
 	o := &e.out
 	if limit != o.limit {
-		o.bufs, o.limit = nil, limit
+		o.bufs, o.plain, o.limit = nil, make([]byte, 0, limit+room), limit
+	}
+	if e.cfg.Sealer != nil {
+		limit -= e.cfg.Sealer.Overhead()
 	}
 	n := 0
 	for n < maxBurst && e.mode.Pending(e.now) {
 		if n == len(o.bufs) {
-			o.bufs = append(o.bufs, make([]byte, 0, limit+wire.MaxFlowLen))
+			o.bufs = append(o.bufs, make([]byte, 0, o.limit+room))
 		}
-		b := e.mode.AppendDatagram(e.now, o.bufs[n][:0], limit)
-		if len(b) == 0 {
+		if e.cfg.Sealer == nil {
+			o.bufs[n] = e.mode.AppendDatagram(e.now, o.bufs[n][:0], limit)
+		} else if o.plain = e.mode.AppendDatagram(e.now, o.plain[:0], limit); len(o.plain) > 0 {
+			o.bufs[n] = e.cfg.Sealer.Seal(o.bufs[n][:0], o.plain)
+		} else {
+			o.bufs[n] = o.bufs[n][:0]
+		}
+		if len(o.bufs[n]) == 0 {
 			break
 		}
-		o.bufs[n] = b
 		n++
 	}
 	if n > 0 {
@@ -417,6 +455,9 @@ func (e *Engine) send() bool {
 	}
 	return n == maxBurst
 }
+
+// room is what a mode may write beyond its limit before it takes it back.
+const room = max(wire.MaxFlowLen, wire.MaxSyncLen)
 
 // maxDatagram bounds datagrams on links with a very large MTU (octets).
 const maxDatagram = 16384
@@ -446,6 +487,12 @@ func (e *Engine) Dead(h flow.Handle) bool { return e.internal.Dead(h) }
 
 // Release implements ftfw.Store.
 func (e *Engine) Release(h flow.Handle) { e.internal.Remove(h) }
+
+// Bucket implements stream.Store.
+func (e *Engine) Bucket(h flow.Handle) uint8 {
+	key := e.internal.Key(h)
+	return wire.Bucket(&key)
+}
 
 // Walk implements ftfw.Store.
 func (e *Engine) Walk(from flow.Handle, max int, fn func(flow.Handle) bool) flow.Handle {

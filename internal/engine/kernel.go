@@ -144,6 +144,9 @@ func (e *Engine) event(ev *flow.Event) {
 	if ev.PortID != 0 {
 		if origin = e.origins[ev.PortID]; origin != OriginOther {
 			e.Stats.EventsOwn++
+			if e.cfg.Mirror {
+				origin = OriginOther
+			}
 		}
 	}
 	h := e.internal.Lookup(&f.Orig)
@@ -242,6 +245,13 @@ func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 		}
 	}
 	switch {
+	case h == 0 && !e.kernel.first && origin == OriginOther && e.fit(f):
+		// The first dump has not come to it, but a peer may hold it since an earlier
+		// life of this process.
+		if h = e.insert(f); h != 0 {
+			e.internal.SetDead(h)
+			e.mode.Enqueue(h, false)
+		}
 	case h == 0 || e.internal.Dead(h):
 	case e.internal.ID(h) != f.ID:
 		e.Stats.EventsStale++ // of an earlier flow with this tuple
@@ -384,7 +394,7 @@ func (e *Engine) dumped(f *flow.Flow) {
 		e.internal.SetMark(h, k.epoch)
 		replace = true
 	}
-	if k.first { // what the first dump finds goes out as one bulk update
+	if k.first || e.cfg.Mirror { // else what the first dump finds goes out as one bulk update
 		e.mode.Enqueue(h, replace)
 	}
 }

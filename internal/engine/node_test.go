@@ -67,7 +67,7 @@ func newNode(t testing.TB, name string, addr netip.Addr, n *simnet.Network, k *s
 		Labels: true, MarkMask: 0xffffffff,
 		NewMode: func(e *Engine) Mode {
 			d.ftfw = ftfw.New(ftfw.Config{FirstSeq: 1000, Resync: true}, e)
-			return d.ftfw
+			return OnePeer(d.ftfw, e.Replica())
 		},
 	}
 	for _, o := range options {
@@ -184,7 +184,9 @@ func (d *node) kernelTable() table {
 }
 
 func (d *node) internalTable() table { return d.cacheTable(d.Internal) }
-func (d *node) externalTable() table { return d.cacheTable(d.External) }
+func (d *node) externalTable() table {
+	return d.cacheTable(func() *cache.Cache { return d.replica.of(onlyPeer).cache })
+}
 
 func (d *node) cacheTable(of func() *cache.Cache) table {
 	t := table{}

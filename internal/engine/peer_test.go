@@ -89,11 +89,10 @@ func TestExternalCache(t *testing.T) {
 		var has bool
 		b.do(func() {
 			f := newFlow(1)
-			h := b.External().Lookup(&f.Orig)
-			has = b.External().Owner(h) == onlyPeer
+			has = b.replica.Cache(onlyPeer).Lookup(&f.Orig) != 0
 		})
 		if !has {
-			t.Error("an entry without its owner")
+			t.Error("the entry is not in the cache of its owner")
 		}
 		if s := b.stats(); s.ExternalNew != 4 || s.ExternalUpd != 4 || s.ExternalDel != 1 || s.ExternalNoDel != 1 {
 			t.Errorf("new %d, updates %d, deletions %d and %d", s.ExternalNew, s.ExternalUpd, s.ExternalDel, s.ExternalNoDel)
@@ -102,8 +101,8 @@ func TestExternalCache(t *testing.T) {
 	})
 }
 
-// TestOwner: a deletion counts only from the owner, and whoever sends a flow becomes
-// its owner.
+// TestOwner: every owner has a cache of its own, so a deletion counts only from the
+// owner.
 func TestOwner(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		b, n := listening(t)
@@ -111,17 +110,15 @@ func TestOwner(t *testing.T) {
 		a.data(wire.CTNew, newFlow(0))
 		synctest.Wait()
 		f := newFlow(0)
-		b.do(func() { b.External().SetOwner(b.External().Lookup(&f.Orig), 2) })
+		b.do(func() { b.replica.apply(wire.Delivery{Owner: 2}, &wire.Message{Type: wire.CTNew, Flow: f}, b.now) })
+		a.data(wire.CTDel, f)
 		a.data(wire.CTDel, f)
 		synctest.Wait()
-		if len(b.externalTable()) != 1 || b.stats().ExternalNoDel != 1 {
-			t.Error("a deletion of what another node owns was carried out")
-		}
-		a.data(wire.CTUpd, f)
-		a.data(wire.CTDel, f)
-		synctest.Wait()
-		if len(b.externalTable()) != 0 {
-			t.Error("who has sent the flow does not own it")
+		var first, second int
+		b.do(func() { first, second = b.replica.Cache(onlyPeer).Len(), b.replica.Cache(2).Len() })
+		if first != 0 || second != 1 || b.stats().ExternalNoDel != 1 {
+			t.Errorf("after its owner deleted the flow: %d of its entries, %d of the other's, %d deletions of nothing",
+				first, second, b.stats().ExternalNoDel)
 		}
 		b.stop()
 	})
@@ -250,10 +247,12 @@ func TestSweepAfterRestart(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		wantInStep(t, a, b)
 		a.stop()
+		a.kernel.Mute(true) // nobody listens
 		for i := range 50 {
 			a.kernel.Destroy(newFlow(i).Orig, 0)
 			a.kernel.Create(newFlow(200+i), 0)
 		}
+		a.kernel.Mute(false)
 		time.Sleep(3 * time.Second)
 		if len(b.externalTable()) != 100 {
 			t.Error("flows of a peer that is away for a moment were not kept")
@@ -265,8 +264,8 @@ func TestSweepAfterRestart(t *testing.T) {
 		}
 		time.Sleep(30 * time.Second)
 		wantInStep(t, a, b)
-		if s := b.stats(); s.ExternalSwept != 50 || s.BulksReceived != 2 {
-			t.Errorf("swept %d, bulk updates %d", s.ExternalSwept, s.BulksReceived)
+		if s := b.stats(); s.ExternalSwept != 50 || b.ftfw.Stats.BulksReceived != 2 {
+			t.Errorf("swept %d, bulk updates %d", s.ExternalSwept, b.ftfw.Stats.BulksReceived)
 		}
 		if p := b.problems(); p != "" {
 			t.Errorf("after the sweep: %s", p)

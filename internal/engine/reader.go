@@ -7,17 +7,19 @@ import (
 	"sync"
 
 	"syncd/internal/flow"
+	"syncd/internal/monotime"
 	"syncd/internal/wire"
 )
 
 // inbox carries parsed messages from a link reader to the loop.
 type inbox struct {
-	home   chan *inbox // where the loop returns it
-	link   int
-	n      int
-	msgs   [64]wire.Message
-	from   [64]netip.Addr
-	faults [wire.FaultType + 1]uint32 // what was not worth a message, by wire.Fault
+	home    chan *inbox // where the loop returns it
+	link    int
+	n       int
+	msgs    [64]wire.Message
+	session [64]uint64 // that sealed it; 0 for plain datagrams
+	from    [64]netip.Addr
+	faults  [wire.FaultType + 1]uint32 // what was not worth a message, by wire.Fault
 }
 
 // readers are the goroutines that feed the loop.
@@ -58,7 +60,7 @@ func startReaders(ctx context.Context, cancel context.CancelCauseFunc, cfg Confi
 			home <- &inbox{home: home, link: i}
 		}
 		r.group.Go(func() {
-			if err := readLink(ctx, l, home, r.inbox); err != nil && ctx.Err() == nil {
+			if err := readLink(ctx, l, cfg.Sealer, home, r.inbox); err != nil && ctx.Err() == nil {
 				cancel(fmt.Errorf("link reader: %w", err))
 			}
 		})
@@ -68,9 +70,10 @@ func startReaders(ctx context.Context, cancel context.CancelCauseFunc, cfg Confi
 
 // readLink reads datagrams until the link is closed, and hands over what they
 // contain. A sender's messages keep their order.
-func readLink(ctx context.Context, l LinkReader, home chan *inbox, full chan<- *inbox) error {
+func readLink(ctx context.Context, l LinkReader, sealer Sealer, home chan *inbox, full chan<- *inbox) error {
 	var in *inbox
-	var rd wire.Reader
+	var plain []byte // of the datagram being read
+	rd := wire.Reader{Sync: sealer != nil}
 	for {
 		n, err := l.Read()
 		if err != nil {
@@ -78,6 +81,14 @@ func readLink(ctx context.Context, l LinkReader, home chan *inbox, full chan<- *
 		}
 		for i := range n {
 			b, from := l.Datagram(i)
+			var session uint64
+			if sealer != nil {
+				var ok bool
+				if plain, session, ok = sealer.Open(plain[:0], b, monotime.Now()); !ok {
+					continue
+				}
+				b, rd.Seed = plain, session
+			}
 			rd.Reset(b)
 			for {
 				if in == nil {
@@ -97,7 +108,7 @@ func readLink(ctx context.Context, l LinkReader, home chan *inbox, full chan<- *
 					in.faults[m.Fault]++
 					continue
 				}
-				in.from[in.n] = from
+				in.from[in.n], in.session[in.n] = from, session
 				if in.n++; in.n == len(in.msgs) {
 					full <- in
 					in = nil

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"slices"
+
 	"syncd/internal/cache"
 	"syncd/internal/flow"
 	"syncd/internal/monotime"
@@ -34,6 +36,77 @@ type owned struct {
 	pos      flow.Handle
 	swept    uint64
 	full     bool // an entry was refused
+	found    Found
+}
+
+// Found counts what repairs have found: differences between what was held of an
+// owner and what it had, when everything had been thought to be equal.
+type Found struct {
+	Missing, Different, Stale, Corrupted uint64
+	Samples                              []Difference // the first maxSamples since ResetSamples
+}
+
+// Difference is an entry that differed.
+type Difference struct {
+	What string // missing, different, stale, corrupted
+	Flow flow.Tuple
+}
+
+const maxSamples = 64
+
+func (f *Found) note(n *uint64, what string, t *flow.Tuple) {
+	*n++
+	if len(f.Samples) < maxSamples {
+		f.Samples = append(f.Samples, Difference{what, *t})
+	}
+}
+
+// Found returns what repairs of an owner have found, with the samples, which are
+// forgotten then.
+func (r *Replica) Found(owner uint8) Found {
+	o := r.of(owner)
+	f := o.found
+	o.found.Samples = nil
+	return f
+}
+
+// Audit compares entries of an owner with the messages that made them, from
+// position from, some in each call, and returns where to go on, 0 at the end. What
+// is not what it was said to be is made to count as different, so that the next
+// digest finds it. seed is the session of the owner.
+func (r *Replica) Audit(owner uint8, seed uint64, from flow.Handle) flow.Handle {
+	o := r.of(owner)
+	var f flow.Flow
+	var buf [wire.MaxFlowLen]byte
+	return o.cache.Walk(from, sweepSlots/4, func(h flow.Handle) bool {
+		m := o.at(h)
+		if m.hash == 0 {
+			return true // from a snapshot: in doubt anyhow
+		}
+		o.cache.Load(h, &f)
+		if hash := wire.FlowHash(seed, wire.AppendFlow(buf[:0], wire.CTNew, 0, 0, &f)); hash != m.hash {
+			o.account(&f.Orig, m, hash)
+			o.found.note(&o.found.Corrupted, "corrupted", &f.Orig)
+		}
+		return true
+	})
+}
+
+// Restore adds an entry of an owner from an earlier life of this process. It is in
+// doubt. An entry that is there already stays.
+func (r *Replica) Restore(owner uint8, f *flow.Flow, now monotime.Time) error {
+	o := r.of(owner)
+	if o.cache.Lookup(&f.Orig) != 0 {
+		return nil
+	}
+	h, err := o.cache.Insert(f, now)
+	if err != nil {
+		return err
+	}
+	*o.at(h) = meta{}
+	o.cache.SetMark(h, o.epoch-1)
+	o.doubt = wire.AllBuckets
+	return nil
 }
 
 // meta is what is kept beside an entry: the number and the hash of the message that
@@ -109,8 +182,13 @@ func (r *Replica) Doubt(owner uint8, m wire.Mask) {
 // loop's turns (see work).
 func (r *Replica) Sweep(owner uint8, m wire.Mask) {
 	o := r.of(owner)
+	for o.sweeping { // its buckets would be forgotten
+		r.sweepSome(o)
+	}
 	o.sweeping, o.sweep, o.pos = true, m, 0
-	r.work = append(r.work, owner)
+	if !slices.Contains(r.work, owner) {
+		r.work = append(r.work, owner)
+	}
 }
 
 // Doubtful returns the owner's buckets that have entries in doubt.
@@ -128,16 +206,21 @@ func (r *Replica) Sums(owner uint8) *[wire.Buckets]uint64 { return &r.of(owner).
 
 // Flush empties the caches of all owners.
 func (r *Replica) Flush() {
-	for _, o := range r.owners {
-		if o == nil {
-			continue
-		}
-		o.cache.Clear()
-		o.sums = [wire.Buckets]uint64{}
-		o.doubt, o.sweeping, o.full = wire.Mask{}, false, false
-		clear(o.graves)
+	for i := range r.owners {
+		r.FlushOwner(uint8(i))
 	}
-	r.work = r.work[:0]
+}
+
+// FlushOwner empties the cache of one owner.
+func (r *Replica) FlushOwner(owner uint8) {
+	o := r.owners[owner]
+	if o == nil {
+		return
+	}
+	o.cache.Clear()
+	o.sums = [wire.Buckets]uint64{}
+	o.doubt, o.sweeping, o.full = wire.Mask{}, false, false
+	clear(o.graves)
 }
 
 // meta returns what is kept beside entry h. Chunks never move.
@@ -147,6 +230,37 @@ func (o *owned) at(h flow.Handle) *meta {
 		o.meta = append(o.meta, new([metaLen]meta))
 	}
 	return &o.meta[c][h%metaLen]
+}
+
+// doubtful reports whether entries of any owner are in doubt.
+func (r *Replica) doubtful() bool {
+	for _, o := range r.owners {
+		if o != nil && !o.doubt.Empty() && o.cache.Len() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// refusing reports whether entries of any owner were refused for want of room.
+func (r *Replica) refusing() bool {
+	for _, o := range r.owners {
+		if o != nil && o.full {
+			return true
+		}
+	}
+	return false
+}
+
+// roomAgain reports once that an owner of which entries were refused has room
+// again.
+func (r *Replica) roomAgain() (again bool) {
+	for _, o := range r.owners {
+		if o != nil && o.full && hasRoom(o.cache) {
+			o.full, again = false, true
+		}
+	}
+	return again
 }
 
 // account replaces the hash of the entry with key t.
@@ -192,12 +306,24 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 		*o.at(h) = meta{}
 		o.cache.SetMark(h, o.epoch-1)
 	case d.Merge && msg.Type == wire.CTUpd:
-		o.cache.Merge(h, &msg.Flow, now)
+		// An update too tells all that the peer knows of the flow. What it does not
+		// tell is gone: the entry may be of an earlier process of the peer, or of an
+		// earlier flow.
+		msg.Flow.Has |= flow.HasReply
+		o.cache.MergeFull(h, &msg.Flow, now)
 	default:
 		o.cache.Replace(h, &msg.Flow, now)
 	}
 	m := o.at(h)
 	m.seq = msg.Seq
+	if msg.Flags&wire.FlagRepeat != 0 && msg.Type <= wire.CTUpd {
+		switch {
+		case fresh:
+			o.found.note(&o.found.Missing, "missing", key)
+		case m.hash != msg.Hash && m.hash != 0:
+			o.found.note(&o.found.Different, "different", key)
+		}
+	}
 	if msg.Hash != 0 || m.hash != 0 {
 		o.account(key, m, msg.Hash)
 	}
@@ -243,6 +369,7 @@ func (r *Replica) sweepSome(o *owned) {
 		key := o.cache.Key(h)
 		if o.sweep.Has(wire.Bucket(&key)) {
 			r.remove(o, h, &key)
+			o.found.note(&o.found.Stale, "stale", &key)
 			o.swept++
 		}
 		return true

@@ -70,6 +70,10 @@ func New(session uint64, keys []Key) (*Box, error) {
 // Session returns the session id of this node.
 func (b *Box) Session() uint64 { return b.session }
 
+// Peer returns the session with this id, or nil if it is not known. It belongs to the
+// opening half.
+func (b *Box) Peer(session uint64) *Peer { return b.peers[session] }
+
 // Sealed returns how many datagrams Seal has sealed.
 func (b *Box) Sealed() uint64 { return b.counter }
 

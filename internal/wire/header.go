@@ -56,6 +56,7 @@ func (t Type) String() string {
 type Flags uint8
 
 const (
+	FlagRepeat    Flags = 0x01 // syncd dialect, on data: the state is what was sent last
 	FlagResync    Flags = 0x02 // send me your whole table
 	FlagNack      Flags = 0x04 // the messages of the range are missing
 	FlagAck       Flags = 0x08 // the messages of the range arrived

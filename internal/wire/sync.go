@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 )
 
@@ -47,7 +48,7 @@ const (
 	greetLen   = 40
 	helloLen   = HeaderLen + 4
 	statusLen  = HeaderLen + 36
-	voidLen    = HeaderLen + 16
+	voidLen    = HeaderLen + 12
 	bulkLen    = HeaderLen + 20
 	digestLen  = HeaderLen + 8 + 8*Buckets
 	rangeOctet = 8
@@ -99,7 +100,6 @@ type Sync struct {
 	Last   Seq    // Status
 	Bulk   uint32 // Status: last bulk update seen; BulkBegin, BulkEnd: its id; Digest: the one under way
 	Mask   Mask   // Status: wanted; BulkBegin, BulkEnd: concerned
-	At     Seq    // Void
 	Lost   bool   // Void
 	Ranges [MaxRanges]Range
 
@@ -126,8 +126,12 @@ func parseSync(k Kind, b []byte, s *Sync) (ok bool) {
 		if n == 0 || n > MaxName || entries > MaxGreets || len(b) < end+entries*greetLen {
 			return false
 		}
+		name := b[helloLen : helloLen+n]
+		if bytes.IndexByte(name, 0) >= 0 {
+			return false
+		}
 		clear(s.Name[:])
-		copy(s.Name[:], b[helloLen:helloLen+n])
+		copy(s.Name[:], name)
 		s.N = entries
 		for i := range entries {
 			e := b[end+i*greetLen:]
@@ -147,8 +151,8 @@ func parseSync(k Kind, b []byte, s *Sync) (ok bool) {
 		if len(b) < voidLen {
 			return false
 		}
-		s.To, s.At, s.Lost = be.Uint64(body), Seq(be.Uint32(body[8:])), body[12]&VoidLost != 0
-		return s.parseRanges(int(body[13]), b[voidLen:])
+		s.To, s.Lost = be.Uint64(body), body[8]&VoidLost != 0
+		return s.parseRanges(int(body[9]), b[voidLen:])
 	case BulkBegin, BulkEnd:
 		if len(b) < bulkLen {
 			return false
@@ -226,12 +230,11 @@ func AppendStatus(b []byte, seq Seq, to uint64, last Seq, bulk uint32, wanted Ma
 }
 
 // AppendVoid appends a VOID. More than MaxRanges ranges are left out.
-func AppendVoid(b []byte, seq Seq, to uint64, at Seq, lost bool, ranges []Range) []byte {
+func AppendVoid(b []byte, seq Seq, to uint64, lost bool, ranges []Range) []byte {
 	start := len(b)
 	ranges = ranges[:min(len(ranges), MaxRanges)]
 	b = appendHeader(b, SyncCtl, Flags(Void), 0, seq)
 	b = binary.BigEndian.AppendUint64(b, to)
-	b = binary.BigEndian.AppendUint32(b, uint32(at))
 	flag := byte(0)
 	if lost {
 		flag = VoidLost
@@ -255,6 +258,9 @@ func AppendBulk(b []byte, k Kind, seq Seq, id uint32, m Mask) []byte {
 	b = binary.BigEndian.AppendUint32(b, id)
 	return appendMask(b, m)
 }
+
+// SetRepeat sets FlagRepeat in the message that msg begins with.
+func SetRepeat(msg []byte) { msg[1] |= byte(FlagRepeat) }
 
 // AppendDigest appends a DIGEST. bulk is the id of the bulk update under way, 0 if
 // there is none.

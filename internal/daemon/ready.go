@@ -1,0 +1,115 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"syncd/internal/monotime"
+)
+
+// readiness decides when this node may become primary: when it has all state of its
+// peers, proven, or when no peer lives, and in any case after a time limit. It
+// never goes back: what is missing later is repaired, and a node in charge must
+// not step down for it.
+type readiness struct {
+	ready bool
+	why   string
+}
+
+// aloneAfter is how long after the start a node that hears nobody believes that it is
+// alone: several times the interval in which every node says something.
+const aloneAfter = 5 * time.Second
+
+// judge returns whether a node is ready that has run for up, and why.
+func judge(up, limit time.Duration, inSync, alone bool) (ready bool, why string) {
+	switch {
+	case inSync:
+		return true, "in step with every peer"
+	case alone && up >= aloneAfter:
+		return true, "no peer lives"
+	case up >= limit:
+		return true, fmt.Sprintf("the time limit of %v is over", limit)
+	}
+	return false, ""
+}
+
+// watchReadiness keeps the track file, until the node is ready.
+func (d *Daemon) watchReadiness(ctx context.Context) error {
+	cfg := d.config()
+	if err := writeTrackFile(cfg.Ready.TrackFile, false); err != nil {
+		return err
+	}
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		s, err := d.look(ctx)
+		if err != nil {
+			return nil // the daemon stops
+		}
+		ready, why := judge(monotime.Now().Sub(d.begun), cfg.Ready.Timeout, len(s.problems) == 0, s.alone)
+		if !ready {
+			continue
+		}
+		if err := writeTrackFile(cfg.Ready.TrackFile, true); err != nil {
+			return err
+		}
+		d.mu.Lock()
+		d.readiness = readiness{ready, why}
+		d.mu.Unlock()
+		d.log.Info("ready to become primary", zap.String("because", why))
+		<-ctx.Done()
+		return nil
+	}
+}
+
+// writeTrackFile writes the file that keepalived's track_file reads: 0 when the node
+// is ready, 1 before. Whoever reads sees either, never half of it.
+func writeTrackFile(path string, ready bool) error {
+	if path == "" {
+		return nil
+	}
+	text := "1\n"
+	if ready {
+		text = "0\n"
+	}
+	return writeFile(path, 0o644, func(f *os.File) error {
+		_, err := f.WriteString(text)
+		return err
+	})
+}
+
+// writeFile replaces a file as a whole: by write, sync and rename.
+func writeFile(path string, mode os.FileMode, write func(*os.File) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(f.Name()) // after the rename there is nothing to remove
+	err = write(f)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,127 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"syncd/internal/flow"
+	"syncd/internal/monotime"
+	"syncd/internal/snapshot"
+)
+
+// snapshotName is the file in node.state_dir.
+const snapshotName = "peers.snapshot"
+
+// snapshotLife is how old a snapshot may be: it is for a restart, not for a machine
+// that comes back after days.
+const snapshotLife = 10 * time.Minute
+
+// onlyOwner names the peer of conntrackd's dialect in a snapshot. No node can have
+// this name.
+const onlyOwner = "(peer)"
+
+// saveSnapshot writes what is held of the peers. The loop has ended, so that its
+// caches are ours.
+func (d *Daemon) saveSnapshot() error {
+	dir := d.config().Node.StateDir
+	r := d.engine.Replica()
+	path := filepath.Join(dir, snapshotName)
+	if dir == "" || r.Len() == 0 {
+		return nil
+	}
+	now := d.engine.Now()
+	n := 0
+	err := writeFile(path, 0o600, func(f *os.File) error {
+		w := snapshot.NewWriter(f, time.Now())
+		for _, o := range r.Owners() {
+			name := onlyOwner
+			if d.stream != nil {
+				name = d.stream.OwnerName(o)
+			}
+			if err := w.Owner(name); err != nil {
+				return err
+			}
+			var fl flow.Flow
+			var err error
+			c := r.Cache(o)
+			c.Walk(0, 0, func(h flow.Handle) bool {
+				c.Load(h, &fl)
+				n++
+				err = w.Flow(&fl, now.Sub(c.Updated(h)))
+				return err == nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return w.Close()
+	})
+	if err == nil {
+		d.log.Info("kept what peers have sent, for the next start", zap.Int("entries", n), zap.String("file", path))
+	}
+	return err
+}
+
+// loadSnapshot takes over what an earlier life of this process held of the peers.
+// The loop does not run yet. A snapshot is used once, and not at all if anything is
+// wrong with it.
+func (d *Daemon) loadSnapshot() error {
+	dir := d.config().Node.StateDir
+	if dir == "" {
+		return nil
+	}
+	path := filepath.Join(dir, snapshotName)
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	defer os.Remove(path)
+	written, err := snapshot.Read(f, func(string) error { return nil }, func(*flow.Flow, time.Duration) error { return nil })
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	down := time.Since(written)
+	if down < 0 || down > snapshotLife {
+		d.log.Info("the snapshot of the peers' state is too old to be used", zap.Time("written", written))
+		return nil
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	var owner uint8
+	n, now := 0, monotime.Now()
+	_, err = snapshot.Read(f, func(name string) error {
+		if owner = 1; d.stream != nil {
+			owner = d.stream.AddOwner(name)
+		}
+		if owner == 0 || (name == onlyOwner) != (d.stream == nil) {
+			owner = 0 // of another dialect, or one name too many
+		}
+		return nil
+	}, func(fl *flow.Flow, age time.Duration) error {
+		if owner == 0 {
+			return nil
+		}
+		if err := d.engine.Replica().Restore(owner, fl, now.Add(-age-down)); err != nil {
+			return err
+		}
+		n++
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	d.log.Info("loaded what peers had sent before the restart; it is in doubt until they confirm it", zap.Int("entries", n), zap.Duration("down", down))
+	return nil
+}
