@@ -13,17 +13,18 @@ import (
 
 	"syncd/internal/ctl"
 	"syncd/internal/lab"
+	"syncd/internal/seal"
 )
 
 // daemonConfig is the configuration of one node.
 var daemonConfig = template.Must(template.New("").Parse(`[node]
 name = "{{.Name}}"
 socket = "{{.Socket}}"
+state_dir = ""
 
 [sync]
 mode = "ftfw"
-wire = "conntrackd"
-insecure = true
+keys = ["{{.Key}}"]
 
 [[link]]
 type = "udp"
@@ -45,8 +46,12 @@ type daemon struct {
 func startDaemon(n *lab.Node, dir, executable string, local, peer netip.Addr) (*daemon, error) {
 	d := &daemon{name: n.Name(), log: filepath.Join(dir, n.Name()+".log")}
 	socket := filepath.Join(dir, n.Name()+".sock")
+	key := filepath.Join(dir, "sync.key")
+	if err := writeKey(key); err != nil {
+		return nil, err
+	}
 	var config bytes.Buffer
-	err := daemonConfig.Execute(&config, map[string]any{"Name": n.Name(), "Socket": socket, "Local": local, "Peer": peer})
+	err := daemonConfig.Execute(&config, map[string]any{"Name": n.Name(), "Socket": socket, "Key": key, "Local": local, "Peer": peer})
 	if err != nil {
 		return nil, err
 	}
@@ -66,6 +71,14 @@ func startDaemon(n *lab.Node, dir, executable string, local, peer netip.Addr) (*
 	cmd.Stdout, cmd.Stderr = log, log
 	d.process, err = n.Start(cmd)
 	return d, err
+}
+
+// writeKey makes the key of the nodes, unless it is there already.
+func writeKey(file string) error {
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	return os.WriteFile(file, seal.NewKey().Text(), 0o600)
 }
 
 // errEnded: a daemon that should run has ended.
@@ -109,9 +122,9 @@ func (d *daemon) setRole(ctx context.Context, role string) (*ctl.RoleReport, tim
 	return r, time.Since(begin), nil
 }
 
-// inStep reports whether the standby knows all flows of the active node, and at
-// least so many. have is how many it knows.
+// inStep reports whether the standby knows all flows of the active node, at least so
+// many, and can prove it. have is how many it knows.
 func inStep(active, standby *ctl.Status, atLeast int) (have int, ok bool) {
 	have = int(standby.External.Entries)
-	return have, have >= atLeast && standby.External.Entries == active.Internal.Entries
+	return have, have >= atLeast && standby.External.Entries == active.Internal.Entries && standby.InSync
 }

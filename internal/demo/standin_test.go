@@ -82,7 +82,7 @@ func (s *standIn) Status(context.Context) (*ctl.Status, error) {
 	}
 	p, err := labtest.CountFlows(int(s.peer))
 	return &ctl.Status{
-		Node: s.name, Role: s.role,
+		Node: s.name, Role: s.role, InSync: true,
 		Internal: ctl.CacheStatus{Entries: uint64(n)},
 		External: ctl.CacheStatus{Entries: uint64(p)},
 	}, err
