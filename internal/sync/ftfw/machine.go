@@ -183,6 +183,7 @@ type Stats struct {
 	BadHeader                                               uint64 // messages whose flags make no sense
 	BadPayload                                              uint64 // data messages that did not parse
 	BulksSent                                               uint64 // bulk updates completed
+	BulksReceived                                           uint64 // bulk updates that we asked for, complete as far as can be known
 	BulkFlows                                               uint64 // flows sent by them
 	Restarts                                                uint64 // restarts of the peer that were noticed
 	Silences                                                uint64 // times that the peer went silent

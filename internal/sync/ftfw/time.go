@@ -134,6 +134,7 @@ func (m *Machine) ResyncComplete(now monotime.Time) bool {
 		return false
 	}
 	r.open = false
+	m.Stats.BulksReceived++
 	return true
 }
 
