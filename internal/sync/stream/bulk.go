@@ -15,7 +15,7 @@ func (m *Machine) bulkWork(now monotime.Time) bool {
 	case bulkBeginning:
 		return m.heardBegin() || now.Sub(b.begun) >= beginPatience || now.Sub(b.told) >= beginRepeat
 	case bulkWalking:
-		return m.lag() < m.bulkRoom()
+		return m.bulkRoom(now) > 0
 	}
 	return m.passed(b.ticket)
 }
@@ -31,16 +31,27 @@ func (m *Machine) heardBegin() bool {
 	return true
 }
 
-// bulkRoom is the lag above which a bulk update waits.
-func (m *Machine) bulkRoom() int { return min(bulkInFlight, m.cfg.ResendQueue/4) }
-
-// lag is how many messages the slowest peer that counts is behind.
-func (m *Machine) lag() int { return int(m.next - m.base) }
+// bulkRoom returns how many flows of a bulk update may leave now. It waits for the
+// slowest peer, but not for one that has stalled while others go on, and leaves half
+// of the queue to live changes.
+func (m *Machine) bulkRoom(now monotime.Time) int {
+	kept := int(m.next - m.base)
+	lag, going := 0, false
+	for _, p := range m.peers {
+		if behind := int(m.next - 1 - p.covered); p.counted && (behind == 0 || now.Sub(p.progress) < stall) {
+			lag, going = max(lag, behind), true
+		}
+	}
+	if !going {
+		lag = kept
+	}
+	return min(min(bulkInFlight, max(m.cfg.ResendQueue/4, 1))-lag, m.cfg.ResendQueue/2-kept)
+}
 
 // appendBulk appends messages of the bulk update.
 func (m *Machine) appendBulk(now monotime.Time, out []byte, start, limit int) []byte {
 	b := &m.bulk
-	const room = 28
+	const markerLen = 28
 	if b.stage == bulkIdle && !b.next.Empty() {
 		*b = bulk{stage: bulkBeginning, id: b.id + 1, mask: b.next, begun: now}
 	}
@@ -49,7 +60,7 @@ func (m *Machine) appendBulk(now monotime.Time, out []byte, start, limit int) []
 		case b.told != 0 && (m.heardBegin() || now.Sub(b.begun) >= beginPatience):
 			b.stage = bulkWalking
 		case b.told == 0 || now.Sub(b.told) >= beginRepeat:
-			if len(out)-start+room > limit {
+			if len(out)-start+markerLen > limit {
 				return out
 			}
 			out = wire.AppendBulk(out, wire.BulkBegin, m.take(sent{kind: wire.BulkBegin}), b.id, b.mask)
@@ -58,7 +69,11 @@ func (m *Machine) appendBulk(now monotime.Time, out []byte, start, limit int) []
 			return out
 		}
 	}
-	for b.stage == bulkWalking && m.lag() < m.bulkRoom() {
+	room := 0
+	if b.stage == bulkWalking {
+		room = m.bulkRoom(now)
+	}
+	for ; room > 0; room-- {
 		h := m.nextBulk()
 		if h == 0 {
 			b.stage, b.ticket = bulkEnding, m.ticket
@@ -75,14 +90,14 @@ func (m *Machine) appendBulk(now monotime.Time, out []byte, start, limit int) []
 			continue
 		}
 		var ok bool
-		if out, ok = m.appendFlow(out, start, limit, h, s, now); !ok {
+		if out, ok = m.appendFlow(out, start, limit, h, s, true, now); !ok {
 			return out
 		}
 		s.state, s.number = inFlight, m.next-1
 		b.hold = 0
 		m.Stats.BulkFlows++
 	}
-	if b.stage == bulkEnding && m.passed(b.ticket) && len(out)-start+room <= limit {
+	if b.stage == bulkEnding && m.passed(b.ticket) && len(out)-start+markerLen <= limit {
 		out = wire.AppendBulk(out, wire.BulkEnd, m.take(sent{kind: wire.BulkEnd}), b.id, b.mask)
 		b.stage, b.end = bulkIdle, m.next-1
 		m.Stats.BulkSent++

@@ -22,7 +22,8 @@ type Store interface {
 	// calling fn with each flow that is alive until it returns false, and
 	// returns the position to go on at, 0 at the end.
 	Walk(from flow.Handle, max int, fn func(flow.Handle) bool) flow.Handle
-	// Bucket returns the bucket of h.
+	// Bucket returns the bucket of h: wire.Bucket of the identity as AppendFlow
+	// sends it, which is what peers see.
 	Bucket(h flow.Handle) uint8
 }
 
@@ -33,7 +34,8 @@ type Replica interface {
 	// is delivered and confirms takes its flow out of doubt.
 	Doubt(owner uint8, m wire.Mask)
 	// Sweep removes the entries of these buckets that are still in doubt. It may
-	// take its time; until it is done the buckets are in Doubtful.
+	// take its time; until it is done the buckets are in Doubtful. Doubt ends it:
+	// what is put in doubt afterwards is not removed by it.
 	Sweep(owner uint8, m wire.Mask)
 	// Doubtful returns the owner's buckets that have entries in doubt.
 	Doubtful(owner uint8) wire.Mask
@@ -53,6 +55,10 @@ type Config struct {
 	ResendQueue int           // most messages that a peer may lag behind (131072)
 	AckWindow   int           // messages between two STATUS of a busy stream (256)
 	DeadAfter   time.Duration // silence after which a peer is left out (10 s)
+
+	// Meet is told of a session that has proven that it lives, Drop of one that
+	// is forgotten: for whoever opens sealed datagrams. Both may be nil.
+	Meet, Drop func(session uint64)
 }
 
 const (
@@ -62,7 +68,7 @@ const (
 	statusRepeat   = 100 * time.Millisecond
 	minPatience    = 10 * time.Millisecond // with numbers that may only be late
 	maxPatience    = 200 * time.Millisecond
-	stall          = 500 * time.Millisecond // how long a peer may hold up a full queue
+	stall          = 500 * time.Millisecond // how long a peer may hold up others
 	digestInterval = time.Second
 	beginRepeat    = 100 * time.Millisecond
 	beginPatience  = time.Second
@@ -84,7 +90,7 @@ const (
 // slot is linked into Machine.queue; state == inFlight iff the ring names it at
 // number.
 type slot struct {
-	hash       uint64   // of what was sent last, 0 if the peers hold nothing
+	hash       uint64   // of what was sent last, 0 if the peers hold nothing, or unsent
 	number     wire.Seq // inFlight: of the message; dirty: the ticket
 	prev, next flow.Handle
 	state      uint8
@@ -115,6 +121,7 @@ type Machine struct {
 	sums      [wire.Buckets]uint64
 	count     uint32 // flows in sums
 	digestDue monotime.Time
+	heldSince monotime.Time // when Advance first saw that a peer holds up others; 0 if none does
 
 	bulk  bulk
 	found func(flow.Handle) bool
@@ -187,6 +194,12 @@ func New(cfg Config, store Store, replica Replica) *Machine {
 	if cfg.DeadAfter == 0 {
 		cfg.DeadAfter = 10 * time.Second
 	}
+	if cfg.Meet == nil {
+		cfg.Meet = func(uint64) {}
+	}
+	if cfg.Drop == nil {
+		cfg.Drop = func(uint64) {}
+	}
 	m := &Machine{
 		cfg: cfg, store: store, replica: replica,
 		next: cfg.FirstSeq, base: cfg.FirstSeq,
@@ -195,3 +208,6 @@ func New(cfg Config, store Store, replica Replica) *Machine {
 	m.found = m.bulkFound
 	return m
 }
+
+// SetDeadAfter changes the silence after which a peer is left out.
+func (m *Machine) SetDeadAfter(d time.Duration) { m.cfg.DeadAfter = d }

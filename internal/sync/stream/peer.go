@@ -22,7 +22,6 @@ type peer struct {
 	expected  wire.Seq
 	missing   []gap         // before expected, ascending
 	patience  time.Duration // with gaps that may only be late
-	wholeAt   wire.Seq      // we are whole once everything before it was seen
 	wanted    wire.Mask
 	bulkSeen  uint32 // id of the last BULK_BEGIN
 	bulkMask  wire.Mask
@@ -44,6 +43,8 @@ type peer struct {
 	ticket   wire.Seq     // once the queue is past it, what it lacked has left again
 	void     bool         // a VOID is due
 	lost     bool         // and it says that we do not know any more
+	losing   bool         // it has not been heard to know that yet
+	lostAt   wire.Seq     // what we do not know any more is before this
 }
 
 // gap is a range of numbers that have not come, and since when that is known.
@@ -53,7 +54,7 @@ type gap struct {
 }
 
 // whole reports whether we lack nothing of the peer's stream so far.
-func (p *peer) whole() bool { return len(p.missing) == 0 && !p.expected.Before(p.wholeAt) }
+func (p *peer) whole() bool { return len(p.missing) == 0 }
 
 func (p *peer) alive(now monotime.Time, dead time.Duration) bool { return now.Sub(p.heard) < dead }
 
@@ -88,6 +89,7 @@ func (m *Machine) meetable(now monotime.Time, session uint64) *peer {
 		return nil
 	}
 	m.leaveOut(m.peers[oldest])
+	m.cfg.Drop(m.peers[oldest].session)
 	m.peers[oldest] = p
 	return p
 }
@@ -95,6 +97,9 @@ func (m *Machine) meetable(now monotime.Time, session uint64) *peer {
 // meet makes p a peer: it has proven that it lives now. seq is the number that its
 // stream goes on with.
 func (m *Machine) meet(now monotime.Time, p *peer, seq wire.Seq) {
+	if p.name == m.cfg.Name {
+		m.Stats.Conflicts++
+	}
 	for i := 0; i < len(m.peers); i++ {
 		q := m.peers[i]
 		if q == p || !q.met || q.name != p.name {
@@ -104,6 +109,7 @@ func (m *Machine) meet(now monotime.Time, p *peer, seq wire.Seq) {
 			m.Stats.Conflicts++ // or a restart within three seconds
 		}
 		m.leaveOut(q)
+		m.cfg.Drop(q.session)
 		m.peers = append(m.peers[:i], m.peers[i+1:]...)
 		i--
 	}
@@ -122,7 +128,8 @@ func (m *Machine) meet(now monotime.Time, p *peer, seq wire.Seq) {
 		owner = uint8(len(m.owners))
 	}
 	p.met, p.owner = true, owner
-	p.expected, p.wholeAt = seq, seq
+	m.cfg.Meet(p.session)
+	p.expected = seq
 	p.wanted = wire.AllBuckets
 	p.statusDue = now
 	p.patience = minPatience
@@ -135,7 +142,7 @@ func (m *Machine) leaveOut(p *peer) {
 		p.counted = false
 		m.Stats.LeftOut++
 	}
-	p.lacks, p.void, p.wants = nil, false, wire.Mask{}
+	p.lacks, p.void, p.lost, p.losing, p.wants = p.lacks[:0], false, false, false, wire.Mask{}
 }
 
 // Owner returns the owner number of a name, or 0; AddOwner gives it one, for

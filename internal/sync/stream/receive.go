@@ -1,36 +1,26 @@
 package stream
 
 import (
+	"slices"
+
 	"syncd/internal/monotime"
 	"syncd/internal/wire"
 )
-
-// Delivery says how a data message is to be applied to the replica.
-type Delivery struct {
-	Owner uint8
-	// Late: it is older than what came since. It counts only for a flow of which
-	// nothing newer is known: neither a state nor a deletion.
-	Late bool
-	// Confirms: it takes its flow out of doubt.
-	Confirms bool
-	// Remember: if it is a deletion, its number must be remembered until the
-	// owner is whole (Replica.Whole), for something older may still come.
-	Remember bool
-}
 
 // Receive takes one message of a session. A message that is to be delivered must be
 // applied to the replica before the next one is given in. Bad leaves the machine as
 // it was, except that a data message whose attributes did not parse takes its number
 // with it.
-func (m *Machine) Receive(now monotime.Time, session uint64, msg *wire.Message) (v wire.Verdict, d Delivery) {
+func (m *Machine) Receive(now monotime.Time, session uint64, msg *wire.Message) (v wire.Verdict, d wire.Delivery) {
 	if session == m.cfg.Session || session == 0 {
 		m.Stats.Bad++
 		return wire.Bad, d
 	}
 	data := msg.Type <= wire.ExpDel
+	flags := msg.Flags &^ wire.FlagRepeat
 	switch {
-	case msg.Fault == wire.FaultHeader, data && msg.Flags != 0, !data && msg.Type != wire.SyncCtl,
-		!data && msg.Fault != wire.FaultNone:
+	case data && msg.Fault == wire.FaultPayload && flags == 0: // its number is good
+	case msg.Fault != wire.FaultNone, data && flags != 0, !data && msg.Type != wire.SyncCtl:
 		m.Stats.Bad++
 		return wire.Bad, d
 	}
@@ -65,6 +55,7 @@ func (m *Machine) Receive(now monotime.Time, session uint64, msg *wire.Message) 
 		m.see(now, p, msg.Seq)
 		p.expected = msg.Seq + 1
 	}
+	m.bound(p)
 	m.cover(now, p)
 	if !data {
 		m.receiveMarker(now, p, msg.Seq, d.Late, &msg.Sync)
@@ -89,6 +80,9 @@ func contains(ranges []gap, n wire.Seq) bool {
 	}
 	return false
 }
+
+// Confirmed does nothing: this dialect says when a bulk update is over.
+func (m *Machine) Confirmed(monotime.Time) {}
 
 // Applied must be called after the messages of a turn have been applied: what hangs
 // on being whole is done now.
@@ -178,16 +172,20 @@ func (m *Machine) see(now monotime.Time, p *peer, seq wire.Seq) {
 	m.Stats.Missing += uint64(uint32(seq - p.expected))
 	p.missing = append(p.missing, gap{wire.Range{From: p.expected, To: seq - 1}, now})
 	p.expected = seq
-	if len(p.missing) > maxMissing {
-		// Too much to list: a bulk update is cheaper.
-		p.missing = p.missing[:0]
-		p.wanted = wire.AllBuckets
-		p.wholeAt = p.expected
-		p.ending = false
-	}
+	m.bound(p)
 	// What is only late comes by itself in a moment.
 	if at := now.Add(p.patience); p.statusDue == 0 || at < p.statusDue {
 		p.statusDue = at
+	}
+}
+
+// bound gives up on what is missing if it is too much to list, or if its numbers
+// are so old that they would soon be taken for new ones. A bulk update is cheaper.
+func (m *Machine) bound(p *peer) {
+	if n := len(p.missing); n > maxMissing || n > 0 && !p.missing[0].From.Before(p.expected) {
+		p.missing = p.missing[:0]
+		p.wanted = wire.AllBuckets
+		p.ending = false
 	}
 }
 
@@ -197,8 +195,8 @@ func (m *Machine) cover(now monotime.Time, p *peer) {
 	switch {
 	case p.uncovered >= m.cfg.AckWindow:
 		p.statusDue = now
-	case p.statusDue == 0:
-		p.statusDue = now.Add(statusDelay)
+	case p.uncovered == 1:
+		p.statusDue = monotime.Earliest(p.statusDue, now.Add(statusDelay))
 	}
 }
 
@@ -265,16 +263,18 @@ func (m *Machine) compare(now monotime.Time, p *peer, s *wire.Sync) {
 // receiveAside handles a message that is not of the stream.
 func (m *Machine) receiveAside(now monotime.Time, p *peer, msg *wire.Message) {
 	s := &msg.Sync
+	ours := s.To == m.cfg.Session
 	switch s.Kind {
 	case wire.Status:
 		m.Stats.StatusReceived++
-		if s.To == m.cfg.Session {
+		if ours {
+			p.knows = true
 			m.receiveStatus(now, p, s)
 		}
 	case wire.Void:
 		m.Stats.VoidReceived++
-		if s.To == m.cfg.Session {
-			m.receiveVoid(now, p, s)
+		if ours {
+			m.receiveVoid(now, p, msg.Seq, s)
 		}
 	default:
 		m.Stats.Unknown++
@@ -282,12 +282,9 @@ func (m *Machine) receiveAside(now monotime.Time, p *peer, msg *wire.Message) {
 }
 
 // receiveVoid takes numbers out of what is missing that will not come.
-func (m *Machine) receiveVoid(now monotime.Time, p *peer, s *wire.Sync) {
+func (m *Machine) receiveVoid(now monotime.Time, p *peer, seq wire.Seq, s *wire.Sync) {
 	if s.Lost {
-		if p.expected.Before(s.At) {
-			p.expected = s.At
-		}
-		p.missing = subtract(p.missing, wire.Range{From: s.At - 1<<31 + 1, To: s.At - 1})
+		p.missing = subtract(p.missing, wire.Range{From: seq - 1<<31 + 1, To: seq - 1})
 		p.wanted = wire.AllBuckets
 		p.ending = false
 		p.statusDue = now
@@ -295,9 +292,7 @@ func (m *Machine) receiveVoid(now monotime.Time, p *peer, s *wire.Sync) {
 		for _, r := range s.Ranges[:s.N] {
 			p.missing = subtract(p.missing, r)
 		}
-	}
-	if p.wholeAt.Before(s.At) {
-		p.wholeAt = s.At
+		m.bound(p)
 	}
 	m.finish(p)
 }
@@ -312,10 +307,10 @@ func subtract(gaps []gap, r wire.Range) []gap {
 		}
 		head, tail := q.From.Before(r.From), r.To.Before(q.To)
 		if head && tail { // r lies within q, so the others are outside
-			rest := append([]gap{}, gaps[i+1:]...)
-			before, after := q, q
-			before.To, after.From = r.From-1, r.To+1
-			return append(append(out, before, after), rest...)
+			after := q
+			after.From = r.To + 1
+			gaps[i].To = r.From - 1
+			return slices.Insert(gaps, i+1, after)
 		}
 		switch {
 		case head:
@@ -333,27 +328,34 @@ func subtract(gaps []gap, r wire.Range) []gap {
 func (m *Machine) receiveStatus(now monotime.Time, p *peer, s *wire.Sync) {
 	p.told = s.Bulk
 	if !p.counted {
-		// It may follow from here on if it has seen all that is not kept any more.
-		if uint32(s.Last+1-m.base) > uint32(m.next-m.base) || s.N > 0 {
-			p.lost, p.void, p.lacks, p.ticket = true, true, nil, m.ticket
-			m.want(p, wire.AllBuckets)
-			if uint32(s.Last+1-m.base) <= uint32(m.next-m.base) {
-				p.counted, p.covered, p.progress = true, s.Last, now
-			}
-			return
-		}
+		// It may follow from where it is if it has seen all that is not kept any
+		// more, else from here on.
 		p.counted, p.covered, p.progress = true, s.Last, now
+		p.losing = uint32(s.Last+1-m.base) > uint32(m.next-m.base) || s.N > 0
+		if p.losing {
+			p.covered, p.lostAt = m.next-1, m.next
+		}
+		m.digestDue = now // what changed while it did not count was not kept
+	}
+	if p.losing {
+		p.losing = (s.Last + 1).Before(p.lostAt) || m.next.Before(s.Last+1) || s.N > 0 && s.Ranges[0].From.Before(p.lostAt)
+	}
+	if p.losing { // it has not got the VOID that tells it
+		p.lost, p.void, p.lacks = true, true, p.lacks[:0]
+		m.want(p, wire.AllBuckets)
+		m.retire()
+		return
 	}
 	if p.covered.Before(s.Last) && s.Last.Before(m.next) {
 		p.covered, p.progress = s.Last, now
 	}
-	p.lacks = p.lacks[:0]
-	for _, r := range s.Ranges[:s.N] {
+	ranges := s.Ranges[:s.N]
+	for _, r := range ranges {
 		m.lack(r)
-		p.lacks = append(p.lacks, r)
 	}
-	if s.N > 0 {
+	if s.N > 0 && !p.void { // else the VOID that is due leaves first, or it never would
 		p.void, p.ticket = true, m.ticket
+		p.lacks = append(p.lacks[:0], ranges...)
 	}
 	m.want(p, s.Mask)
 	m.retire()
@@ -367,7 +369,7 @@ func (m *Machine) want(p *peer, mask wire.Mask) {
 	}
 	b := &m.bulk
 	switch {
-	case b.stage == bulkIdle && p.told != b.id && p.counted && p.covered.Before(b.end):
+	case b.stage == bulkIdle && p.told != b.id && m.keeps(b.end, wire.BulkEnd) && p.covered.Before(b.end):
 		// It has not come to the last one yet.
 		mask = mask.Less(b.mask)
 	case b.stage != bulkIdle && p.told != b.id:
@@ -378,14 +380,17 @@ func (m *Machine) want(p *peer, mask wire.Mask) {
 
 // lack makes what the numbers of r carried due again.
 func (m *Machine) lack(r wire.Range) {
-	from, to := r.From, r.To
-	if from.Before(m.base) {
-		from = m.base
+	// Lengths, not serial comparisons: a range may be as wide as it likes.
+	held := uint32(m.next - m.base)
+	first, length := uint32(r.From-m.base), uint32(r.To-r.From)+1
+	if first >= held { // it begins before base, or after the end
+		before := -first
+		if before >= length || first == 0 {
+			return
+		}
+		first, length = 0, length-before
 	}
-	if !to.Before(m.next) {
-		to = m.next - 1
-	}
-	for n := from; !to.Before(n); n++ {
+	for n, end := m.base+wire.Seq(first), m.base+wire.Seq(first+min(length, held-first)); n != end; n++ {
 		e := m.at(n)
 		switch {
 		case e.h != 0:

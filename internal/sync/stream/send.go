@@ -66,7 +66,7 @@ func (m *Machine) RequestResync() {
 
 // Pending reports whether AppendDatagram has something to send now.
 func (m *Machine) Pending(now monotime.Time) bool {
-	if now >= m.helloDue {
+	if m.helloReady(now) {
 		return true
 	}
 	for _, p := range m.peers {
@@ -85,8 +85,13 @@ func (m *Machine) streamReady(now monotime.Time) bool {
 	if m.queueFull() {
 		return false
 	}
-	return m.dirty > 0 || m.bulkWork(now) || now >= m.digestDue
+	return m.dirty > 0 || m.bulkWork(now) || m.digestReady(now)
 }
+
+// helloReady and digestReady report whether the deadlines have passed; zero is that
+// of the first.
+func (m *Machine) helloReady(now monotime.Time) bool  { return m.helloDue == 0 || now >= m.helloDue }
+func (m *Machine) digestReady(now monotime.Time) bool { return m.digestDue == 0 || now >= m.digestDue }
 
 func (m *Machine) anyCounted() bool {
 	for _, p := range m.peers {
@@ -102,7 +107,7 @@ func (m *Machine) anyCounted() bool {
 func (m *Machine) AppendDatagram(now monotime.Time, b []byte, limit int) []byte {
 	start := len(b)
 	fits := func(n int) bool { return len(b)-start+n <= limit || len(b) == start }
-	if now >= m.helloDue && fits(wire.MaxSyncLen) {
+	if m.helloReady(now) && fits(wire.MaxSyncLen) {
 		b = m.appendHello(now, b)
 	}
 	for _, p := range m.peers {
@@ -110,7 +115,7 @@ func (m *Machine) AppendDatagram(now monotime.Time, b []byte, limit int) []byte 
 			b = m.appendStatus(now, b, p)
 		}
 		if m.voidReady(p) && fits(statusRoom) {
-			b = wire.AppendVoid(b, m.next, p.session, m.next, p.lost, p.lacks)
+			b = wire.AppendVoid(b, m.next, p.session, p.lost, p.lacks)
 			p.void, p.lost = false, false
 			m.Stats.VoidSent++
 		}
@@ -119,15 +124,12 @@ func (m *Machine) AppendDatagram(now monotime.Time, b []byte, limit int) []byte 
 		m.drop()
 		return b
 	}
-	if m.queueFull() {
-		return b
-	}
 	b, full := m.appendDirty(now, b, start, limit)
-	if full {
+	if full || m.queueFull() {
 		return b
 	}
 	b = m.appendBulk(now, b, start, limit)
-	if now >= m.digestDue && fits(digestRoom) {
+	if m.digestReady(now) && !m.queueFull() && fits(digestRoom) {
 		id := m.bulk.id
 		if m.bulk.stage == bulkIdle {
 			id = 0
@@ -152,6 +154,10 @@ func (m *Machine) appendHello(now monotime.Time, b []byte) []byte {
 			g.Challenge = p.challenge
 		}
 		m.greets = append(m.greets, g)
+		if p.met && p.alive(now, m.cfg.DeadAfter) {
+			// It may count on us, or not, without our knowing: the last STATUS was lost.
+			p.statusDue = monotime.Earliest(p.statusDue, now)
+		}
 	}
 	m.helloDue, m.lastHi = now.Add(helloInterval), now
 	m.Stats.HelloSent++
@@ -188,7 +194,7 @@ func (m *Machine) appendStatus(now monotime.Time, b []byte, p *peer) []byte {
 // voidReady reports whether the peer can be told that what it lacked has left
 // again.
 func (m *Machine) voidReady(p *peer) bool {
-	return p.void && m.passed(p.ticket)
+	return p.void && (p.lost || m.passed(p.ticket))
 }
 
 // passed reports whether every flow that was dirty when ticket was the latest has
@@ -203,7 +209,7 @@ func (m *Machine) appendDirty(now monotime.Time, b []byte, start, limit int) (_ 
 		h := m.head
 		s := m.slot(h)
 		var ok bool
-		if b, ok = m.appendFlow(b, start, limit, h, s, now); !ok {
+		if b, ok = m.appendFlow(b, start, limit, h, s, false, now); !ok {
 			return b, true
 		}
 		m.unlink(s)
@@ -213,8 +219,9 @@ func (m *Machine) appendDirty(now monotime.Time, b []byte, start, limit int) (_ 
 	return b, false
 }
 
-// appendFlow appends the message of one flow if it fits. The caller sets the state.
-func (m *Machine) appendFlow(b []byte, start, limit int, h flow.Handle, s *slot, now monotime.Time) ([]byte, bool) {
+// appendFlow appends the message of one flow if it fits; repeat says that every peer
+// has what was sent last. The caller sets the state.
+func (m *Machine) appendFlow(b []byte, start, limit int, h flow.Handle, s *slot, repeat bool, now monotime.Time) ([]byte, bool) {
 	end := len(b)
 	b = m.store.AppendFlow(b, h, 0, m.next, true, now)
 	if len(b)-start > limit && end > start {
@@ -223,13 +230,21 @@ func (m *Machine) appendFlow(b []byte, start, limit int, h flow.Handle, s *slot,
 	if m.store.Dead(h) {
 		m.account(s, 0, 0)
 	} else {
-		m.account(s, wire.FlowHash(m.cfg.Session, b[end:]), m.store.Bucket(h))
+		hash := wire.FlowHash(m.cfg.Session, b[end:])
+		if repeat && hash == s.hash {
+			wire.SetRepeat(b[end:])
+		}
+		m.account(s, hash, m.store.Bucket(h))
 	}
 	m.take(sent{h: h})
 	m.flying++
 	m.Stats.DataSent++
 	return b, true
 }
+
+// unsent stands for the hash of a state that no peer was told of. It is odd, so that
+// no number of them adds up to nothing.
+const unsent = 0x9e3779b97f4a7c15
 
 // account replaces what the digest holds of a flow; hash 0 takes it out.
 func (m *Machine) account(s *slot, hash uint64, bucket uint8) {
@@ -263,6 +278,11 @@ func (m *Machine) take(e sent) wire.Seq {
 // caught up, or does not count any more (see Advance).
 func (m *Machine) queueFull() bool { return int(m.next-m.base) >= m.cfg.ResendQueue }
 
+// keeps reports whether a marker of this kind is kept at number n.
+func (m *Machine) keeps(n wire.Seq, k wire.Kind) bool {
+	return uint32(n-m.base) < uint32(m.next-m.base) && m.at(n).kind == k
+}
+
 func (m *Machine) at(n wire.Seq) *sent { return &m.ring[int(n)&(len(m.ring)-1)] }
 
 // landed ends the flight of a flow that every peer has.
@@ -277,7 +297,8 @@ func (m *Machine) landed(h flow.Handle) {
 }
 
 // drop empties the queue when nobody listens: a peer that comes gets everything by
-// a bulk update. What was accounted stays accounted until then.
+// a bulk update. One that comes back finds the buckets to differ of all changes that
+// it was not told of.
 func (m *Machine) drop() {
 	for m.head != 0 {
 		h := m.head
@@ -287,7 +308,7 @@ func (m *Machine) drop() {
 			m.Forget(h)
 			m.store.Release(h)
 		} else {
-			m.account(s, 0, 0)
+			m.account(s, unsent, m.store.Bucket(h))
 		}
 	}
 	m.retire()
