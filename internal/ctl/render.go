@@ -102,8 +102,8 @@ func RenderStatus(w io.Writer, s *Status) error {
 	p.row("uptime", seconds(s.UptimeS))
 	p.row("ready", yesNo(s.Ready))
 	inSync := yesNo(s.InSync)
-	if s.InSync && !s.Proven.IsZero() {
-		inSync += ", proven " + s.Proven.Format(time.RFC3339)
+	if s.InSync && s.ProvenAgeS > 0 {
+		inSync += ", proven " + seconds(s.ProvenAgeS) + " ago"
 	}
 	p.row("in sync", inSync)
 	if s.Task != "" {

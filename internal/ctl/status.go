@@ -15,7 +15,10 @@ type Status struct {
 	Wire    string    `json:"wire"`            // syncd, conntrackd
 	Ready   bool      `json:"ready"`           // may become primary without losing connections
 	InSync  bool      `json:"in_sync"`         // Problems is empty
-	Proven  time.Time `json:"proven,omitzero"` // when the last digest agreed; zero where there are none
+
+	// ProvenAgeS is how long ago the last digest of the peer agreed whose last one
+	// is the oldest; 0 where a living peer has none.
+	ProvenAgeS float64 `json:"proven_age_s,omitzero"`
 
 	// Problems are plain sentences that say why the node is not in sync, the
 	// gravest first.

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -170,7 +171,7 @@ func (d *Daemon) lookStream(s *view) {
 	for i := range peers {
 		p := &peers[i]
 		peer := ctl.PeerStatus{
-			Name: p.Name, HeardAgeS: s.now.Sub(p.Heard).Seconds(), State: ctl.PeerUp,
+			Name: p.Name, Address: addrText(d.engine.SessionAddr(p.Session)), HeardAgeS: s.now.Sub(p.Heard).Seconds(), State: ctl.PeerUp,
 			Bulk: p.Doubtful || p.Wants, Resync: p.Wanted,
 		}
 		if c := d.engine.Replica().Cache(p.Owner); p.Owner != 0 && c != nil {
@@ -230,6 +231,13 @@ func (d *Daemon) lookStream(s *view) {
 	}
 }
 
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
 // provenFor is how old the last proof of being in step may be.
 const provenFor = 5 * time.Second
 
@@ -265,7 +273,7 @@ func (d *Daemon) Status(ctx context.Context) (*ctl.Status, error) {
 	d.mu.Unlock()
 	st.Peers = append([]ctl.PeerStatus{}, s.peers...)
 	if s.proven != 0 {
-		st.Proven = time.Now().Add(-s.now.Sub(s.proven))
+		st.ProvenAgeS = s.now.Sub(s.proven).Seconds()
 	}
 	for i, l := range d.links {
 		ls := ctl.LinkStatus{

@@ -132,7 +132,6 @@ type Engine struct {
 	peer     peerSync
 	full     bool        // an event was refused for want of room in the internal cache
 	evictAt  flow.Handle // where the search for a deletion to give up goes on
-	refusing bool        // a message was refused for want of room in the external cache
 	out      outbox
 
 	Stats Stats

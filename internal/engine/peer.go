@@ -15,7 +15,12 @@ import (
 type peerSync struct {
 	addr  map[int]netip.Addr // by link: the one sender that is listened to
 	heard monotime.Time
+
+	sessions map[uint64]netip.Addr // where a session was heard last
 }
+
+// maxSessions bounds peerSync.sessions; what is forgotten is learned again.
+const maxSessions = 64
 
 // forgetSender is the silence after which another sender may take the peer's place
 // on a link that accepts any (a multicast group).
@@ -47,6 +52,9 @@ func (e *Engine) takeMessages(in *inbox) {
 			p.addr[in.link] = from
 			e.log.Info("hearing a peer", zap.Stringer("address", from))
 		}
+		if session != 0 && (i == 0 || session != in.session[i-1] || from != in.from[i-1]) {
+			e.hearing(session, from)
+		}
 		p.heard = e.now
 		e.cfg.Sender.Heard(in.link)
 		if v == wire.Deliver {
@@ -54,6 +62,22 @@ func (e *Engine) takeMessages(in *inbox) {
 		}
 	}
 }
+
+// hearing notes where a session is heard.
+func (e *Engine) hearing(session uint64, from netip.Addr) {
+	p := &e.peer
+	if p.sessions[session] == from {
+		return
+	}
+	if len(p.sessions) >= maxSessions || p.sessions == nil {
+		p.sessions = map[uint64]netip.Addr{}
+	}
+	p.sessions[session] = from
+}
+
+// SessionAddr returns the address at which a session was heard last. For functions
+// run by Do.
+func (e *Engine) SessionAddr(session uint64) netip.Addr { return e.peer.sessions[session] }
 
 // PeerAddrs returns the address of the sender that is listened to, by link. For
 // functions run by Do.
