@@ -263,6 +263,11 @@ func (r *Replica) roomAgain() (again bool) {
 	return again
 }
 
+// inDoubt reports whether entry h with key t is in doubt.
+func (o *owned) inDoubt(h flow.Handle, t *flow.Tuple) bool {
+	return !o.doubt.Empty() && o.cache.Mark(h) != o.epoch && o.doubt.Has(wire.Bucket(t))
+}
+
 // account replaces the hash of the entry with key t.
 func (o *owned) account(t *flow.Tuple, m *meta, hash uint64) {
 	if m.hash != hash {
@@ -277,7 +282,8 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 	key := &msg.Flow.Orig
 	h := o.cache.Lookup(key)
 	if d.Late {
-		if h != 0 && msg.Seq.Before(o.at(h).seq) {
+		// The number of an entry in doubt may be of an earlier session.
+		if h != 0 && msg.Seq.Before(o.at(h).seq) && !(d.Confirms && o.inDoubt(h, key)) {
 			return ignored
 		}
 		if grave, ok := o.graves[*key]; h == 0 && ok && msg.Seq.Before(grave) {

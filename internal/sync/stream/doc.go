@@ -16,7 +16,7 @@
 //	                         └── Enqueue, n is missing ────┘              is released)
 //
 // A peer counts from its first STATUS until it is silent for too long or holds up
-// a full queue. Nothing is kept for a peer that does not count: when it speaks
+// the others. Nothing is kept for a peer that does not count: when it speaks
 // again it is told so, and wants a bulk update. So memory is bounded whatever a
 // peer does, and with no peer at all nothing is kept.
 //

@@ -96,6 +96,47 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// TestRepeat: "Their flags are 0, or 1 (REPEAT) in a bulk update, for a flow whose
+// state is what the sender sent last".
+func TestRepeat(t *testing.T) {
+	h := newHand(t, Config{})
+	h.meet()
+	m := h.n.m
+	flags := func() map[uint16]wire.Flags {
+		h.status(m.next-1, nil)
+		seen := map[uint16]wire.Flags{}
+		for range 3 {
+			for _, d := range h.sent() {
+				if d.Type == wire.CTNew {
+					seen[d.Flow.Orig.SrcPort] |= d.Flags
+				}
+			}
+			h.status(m.next-1, nil)
+		}
+		return seen
+	}
+	h.n.set(1, false)
+	h.n.set(2, false)
+	h.sent() // to nobody
+	m.Bulk()
+	h.n.set(2, false)
+	if f := flags(); len(f) != 2 || f[1] != 0 || f[2] != 0 {
+		t.Errorf("sent for the first time: %v", f)
+	}
+	h.n.flows[h.n.byPort[2]].mark++ // a change that was overlooked
+	m.Bulk()
+	if f := flags(); len(f) != 2 || f[1] != wire.FlagRepeat || f[2] != 0 {
+		t.Errorf("the same, and another state: %v", f)
+	}
+	h.n.set(1, false)
+	if f := flags(); len(f) != 1 || f[1] != 0 {
+		t.Errorf("a live change: %v", f)
+	}
+	f := simWire(7, 1)
+	h.receive(wire.AppendFlow(nil, wire.CTNew, wire.FlagRepeat, h.seq, &f))
+	h.holds(7)
+}
+
 func TestOwners(t *testing.T) {
 	m := New(Config{Name: "A", Session: 1}, nil, nil)
 	if m.Owner("B") != 0 || m.AddOwner("B") != 1 || m.AddOwner("C") != 2 || m.AddOwner("B") != 1 || m.Owner("C") != 2 {

@@ -118,7 +118,7 @@ func differences(a, b *node) (missing, stale int) {
 }
 
 var (
-	seeds = flag.Int("seeds", 70, "how many seeds TestSimulation runs")
+	seeds = flag.Int("seeds", 40, "how many seeds TestSimulation runs")
 	seed  = flag.Uint64("seed", 0, "the one seed to run, or the first of -seeds")
 )
 
@@ -153,8 +153,13 @@ func isSet(name string) (set bool) {
 	return set
 }
 
-// hardSeeds are seeds that found a defect once.
-var hardSeeds = []uint64{2, 6, 1081}
+// hardSeeds are seeds that find a defect that was there once, or that is easily made.
+var hardSeeds = []uint64{
+	1,    // a flow in flight that a bulk update sends twice is released twice
+	2,    // a deletion is not remembered while something older may come
+	30,   // a peer that was left out has nothing to confirm, and never counts again
+	1115, // flows that began while nobody counted are in no sum on either side
+}
 
 // simulate runs a seed and returns what went wrong.
 func simulate(seed uint64, flaw flaw) []string {
@@ -263,6 +268,9 @@ func (n *node) corrupt() {
 		for p := range uint16(2000) {
 			if x.entries[p] != nil && n.w.r.IntN(10) == 0 {
 				x.remove(p)
+				for _, applied := range n.applied {
+					delete(applied, p) // a node that forgets cannot tell what is older
+				}
 			}
 		}
 	}
