@@ -128,11 +128,11 @@ type Engine struct {
 	now      monotime.Time
 	scratch  flow.Flow // for AppendFlow
 
-	kernel   kernelSync
-	peer     peerSync
-	full     bool        // an event was refused for want of room in the internal cache
-	evictAt  flow.Handle // where the search for a deletion to give up goes on
-	out      outbox
+	kernel  kernelSync
+	peer    peerSync
+	full    bool        // an event was refused for want of room in the internal cache
+	evictAt flow.Handle // where the search for a deletion to give up goes on
+	out     outbox
 
 	Stats Stats
 }
