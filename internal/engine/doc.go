@@ -6,9 +6,9 @@
 //	goroutine        owns                                   hands over
 //	event reader     its netlink socket (ctnetlink)         *flow.Batch of decoded events
 //	link reader,     its socket and datagram buffers        *inbox of parsed messages
-//	 one per link
+//	 one per link     opens sealed ones
 //	dump worker      its own netlink socket                 *flow.Batch of dumped flows
-//	loop             internal cache, external cache, mode,  datagrams, to the links
+//	loop             internal cache, Replica, mode,          datagrams, to the links
 //	                 timers, send buffers, filter
 //	anyone else      nothing                                a function, by Do
 //
@@ -34,9 +34,10 @@
 // counts for what they did not tell. One that began since is not changed by it, and
 // one that was destroyed is not brought back.
 //
-// The external cache holds the flows of peers, by owner. A message creates,
-// changes or removes, and tells all that the peer knows of the flow: what it leaves
-// out is gone. After a request for the peer's whole state every entry is in
-// doubt until a message confirms it, and what is still in doubt when the peer's
-// bulk update is over is removed.
+// The external caches (Replica) hold the flows of peers, one cache for each owner. A
+// message creates, changes or removes, and tells all that the peer knows of the flow:
+// what it leaves out is gone. While a bulk update of the peer runs, entries are in
+// doubt until a message confirms them, and what is still in doubt at its end is
+// removed. In conntrackd's dialect, which has one peer and no end of a bulk update,
+// OnePeer decides when it is over.
 package engine

@@ -70,6 +70,7 @@ const (
 	maxPatience    = 200 * time.Millisecond
 	stall          = 500 * time.Millisecond // how long a peer may hold up others
 	digestInterval = time.Second
+	maxRepairWait  = 30 * time.Second // between repairs that do not help, of a full cache for one
 	beginRepeat    = 100 * time.Millisecond
 	beginPatience  = time.Second
 	bulkInFlight   = 2048 // messages in flight above which a bulk update waits

@@ -19,19 +19,21 @@ type peer struct {
 	theirs    [16]byte // that it wants echoed
 
 	// Its stream, as we follow it. Valid if met.
-	expected  wire.Seq
-	missing   []gap         // before expected, ascending
-	patience  time.Duration // with gaps that may only be late
-	wanted    wire.Mask
-	bulkSeen  uint32 // id of the last BULK_BEGIN
-	bulkMask  wire.Mask
-	bulkAt    wire.Seq // its number
-	ending    bool     // BULK_END came, we are not whole yet
-	sweeping  bool     // the replica removes what was not confirmed
-	uncovered int      // messages that no STATUS of ours covers
-	statusDue monotime.Time
-	proven    monotime.Time // last digest that agreed
-	differed  bool          // the last one did not
+	expected   wire.Seq
+	missing    []gap         // before expected, ascending
+	patience   time.Duration // with gaps that may only be late
+	wanted     wire.Mask
+	bulkSeen   uint32 // id of the last BULK_BEGIN
+	bulkMask   wire.Mask
+	bulkAt     wire.Seq // its number
+	ending     bool     // BULK_END came, we are not whole yet
+	sweeping   bool     // the replica removes what was not confirmed
+	uncovered  int      // messages that no STATUS of ours covers
+	statusDue  monotime.Time
+	proven     monotime.Time // last digest that agreed
+	repairAt   monotime.Time // when buckets that differ may be wanted again
+	repairWait time.Duration // 0 since a digest agreed
+	differed   bool          // the last one did not
 
 	// Our stream, as far as it follows. Valid if counted.
 	counted  bool

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -564,6 +565,32 @@ var sentences = []struct {
 		h.digest(0, &[wire.Buckets]uint64{3: 1, 77: 1})
 		if p := h.peer(); p.proven == h.now || !p.differed || p.wanted != (wire.Mask{}).With(3).With(77) {
 			t.Errorf("wanted %x", p.wanted)
+		}
+	}},
+	{"(6.6) When a repair did not help, the receiver waits 1, 2, 4 ... at most 30 s before it wants again what differs, until all agree once.", func(t *testing.T) {
+		h := newHand(t, Config{})
+		h.meet()
+		h.bulk(1)
+		wrong := &[wire.Buckets]uint64{3: 1}
+		var wants []int // the seconds at which it wants, each answered in vain
+		for s, id := 1, uint32(2); s <= 100; s++ {
+			h.at(time.Second)
+			h.digest(0, wrong)
+			if !h.peer().wanted.Empty() {
+				wants = append(wants, s)
+				h.bulk(id)
+				id++
+			}
+		}
+		if want := []int{1, 2, 4, 8, 16, 32, 62, 92}; !slices.Equal(wants, want) {
+			t.Errorf("wants at %v s, want %v", wants, want)
+		}
+		h.at(time.Second)
+		h.digest(0, h.n.Sums(1))
+		h.at(time.Second)
+		h.digest(0, wrong)
+		if h.peer().wanted.Empty() {
+			t.Error("after an agreement it does not want at once")
 		}
 	}},
 }

@@ -251,11 +251,15 @@ func (m *Machine) compare(now monotime.Time, p *peer, s *wire.Sync) {
 	case !differ.Empty():
 		m.Stats.Differed++
 		p.differed = true
-		p.wanted = p.wanted.Or(differ)
-		p.statusDue = now
+		if now.Sub(p.repairAt) >= 0 || p.repairWait == 0 {
+			p.wanted = p.wanted.Or(differ)
+			p.statusDue = now
+			p.repairWait = min(max(2*p.repairWait, digestInterval), maxRepairWait)
+			p.repairAt = now.Add(p.repairWait - digestInterval/2) // digests do not come to the moment
+		}
 	case skip.Empty():
 		m.Stats.Agreed++
-		p.proven, p.differed = now, false
+		p.proven, p.differed, p.repairWait = now, false, 0
 		p.patience = max(p.patience-p.patience/4, minPatience)
 	}
 }
