@@ -5,8 +5,6 @@ import "strings"
 // unavailable lists the words that the file format knows and this version of
 // the program cannot do yet. Removing a line is all that lifting one takes.
 var unavailable = []string{
-	"sync.mode = notrack",
-	"sync.mode = alarm",
 	"link.type = tcp",
 }
 

@@ -70,6 +70,9 @@ type Sync struct {
 	AckWindow     int      // messages after which a receiver acknowledges
 	StartupResync bool     // ask the peers for everything at start
 	PeerDeadAfter time.Duration
+	BulkInterval  time.Duration // notrack: everything is sent again this often; 0: never
+	Refresh       time.Duration // alarm: the longest time between two messages of a flow
+	CacheTimeout  time.Duration // alarm: life of an entry that is not refreshed
 }
 
 // Events sizes the socket that the kernel's events come from, in octets.
@@ -153,6 +156,9 @@ func Default() *Config {
 			AckWindow:     300,
 			StartupResync: true,
 			PeerDeadAfter: 10 * time.Second,
+			BulkInterval:  time.Minute,
+			Refresh:       time.Minute,
+			CacheTimeout:  3 * time.Minute,
 		},
 		Events: Events{Buffer: 64 << 20, BufferMax: 512 << 20},
 		Purge:  Purge{After: time.Minute},

@@ -70,6 +70,12 @@ var configKeys = []key[Config]{
 	// already count as a death.
 	reloadable(setting("sync.peer_dead_after", func(c *Config) *time.Duration { return &c.Sync.PeerDeadAfter },
 		duration, between(2*time.Second, time.Hour))),
+	setting("sync.bulk_interval", func(c *Config) *time.Duration { return &c.Sync.BulkInterval },
+		duration, zeroOr(time.Second, 24*time.Hour)),
+	setting("sync.refresh", func(c *Config) *time.Duration { return &c.Sync.Refresh },
+		duration, between(time.Second, time.Hour)),
+	setting("sync.cache_timeout", func(c *Config) *time.Duration { return &c.Sync.CacheTimeout },
+		duration, between(2*time.Second, 24*time.Hour)),
 
 	setting("events.buffer", func(c *Config) *int { return &c.Events.Buffer }, size, sizeBetween(minBuffer, maxBuffer)),
 	setting("events.buffer_max", func(c *Config) *int { return &c.Events.BufferMax }, size, sizeBetween(minBuffer, maxBuffer)),

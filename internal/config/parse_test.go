@@ -71,6 +71,9 @@ resend_queue = 1000
 ack_window = 20
 startup_resync = false
 peer_dead_after = "1m30s"
+bulk_interval = "0s"
+refresh = "2s"
+cache_timeout = "6s"
 [events]
 buffer = 1_000_000
 buffer_max = "2M"
@@ -105,7 +108,7 @@ peers = ["198.51.100.2"]
 `)
 	want := &Config{
 		Node:   Node{"fw-1.example", "/tmp/s", "", LogDebug},
-		Sync:   Sync{ModeFTFW, WireConntrackd, nil, true, 1000, 20, false, 90 * time.Second},
+		Sync:   Sync{ModeFTFW, WireConntrackd, nil, true, 1000, 20, false, 90 * time.Second, 0, 2 * time.Second, 6 * time.Second},
 		Events: Events{1000000, 2 << 20},
 		Cache:  Cache{1, 2},
 		Commit: Commit{3 * time.Minute},

@@ -19,7 +19,6 @@ import (
 	"syncd/internal/flow"
 	"syncd/internal/monotime"
 	"syncd/internal/netwatch"
-	"syncd/internal/sync/ftfw"
 	"syncd/internal/sync/stream"
 )
 
@@ -41,8 +40,8 @@ type Daemon struct {
 	ctx     context.Context // of the whole daemon
 
 	engine   *engine.Engine
-	ftfw     *ftfw.Machine   // the mode of conntrackd's dialect, or nil; belongs to the engine's loop
-	stream   *stream.Machine // the mode of the syncd dialect, or nil; belongs to the engine's loop
+	mode     mode
+	stream   *stream.Machine // the mode if it is the one that can prove, else nil; belongs to the engine's loop
 	box      *box            // seals the syncd dialect; nil with conntrackd's
 	listener *ctnetlink.Listener
 	channel  *channel.Channel // belongs to the engine's loop

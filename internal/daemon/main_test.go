@@ -95,8 +95,9 @@ func newDaemon(t *testing.T, text string) (*Daemon, *simnet.Kernel) {
 	d.engine = engine.New(engine.Config{
 		Events: kernel, Dump: kernel.Dump, Sender: port, Links: []engine.LinkReader{port},
 		NewMode: func(e *engine.Engine) engine.Mode {
-			d.ftfw = ftfw.New(ftfw.Config{}, e)
-			return engine.OnePeer(d.ftfw, e.Replica())
+			m := ftfw.New(ftfw.Config{}, e)
+			d.mode = &ftfwMode{onePeer{d, e}, m}
+			return engine.OnePeer(m, e.Replica())
 		},
 		Filter: compileFilter(cfg, nil), InternalLimit: 1 << 16, ExternalLimit: 1 << 16,
 		Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask,

@@ -93,7 +93,7 @@ func (d *Daemon) Dump(ctx context.Context, which string, fn func(*ctl.DumpEntry)
 	}
 	for _, o := range owners {
 		err := d.dump(ctx, entries, func() (*cache.Cache, string) {
-			return d.engine.Replica().Cache(o), d.ownerName(o)
+			return d.engine.Replica().Cache(o), d.mode.ownerName(o)
 		}, fn)
 		if err != nil {
 			return err
@@ -171,11 +171,7 @@ func (d *Daemon) Reload(ctx context.Context) (*ctl.Done, error) {
 	if err := d.engine.Do(ctx, func() {
 		d.engine.SetFilter(f)
 		d.engine.SetReplicated(next.Filter.Labels, next.Filter.MarkMask)
-		if d.stream != nil {
-			d.stream.SetDeadAfter(next.Sync.PeerDeadAfter)
-		} else {
-			d.ftfw.SetDeadAfter(next.Sync.PeerDeadAfter)
-		}
+		d.mode.setDeadAfter(next.Sync.PeerDeadAfter)
 	}); err != nil {
 		return nil, err
 	}

@@ -25,10 +25,15 @@ type readiness struct {
 // alone: several times the interval in which every node says something.
 const aloneAfter = 5 * time.Second
 
+// meetAfter is how long after the start a node believes that it has heard all peers
+// that live: each says something every second, and one word of it may be lost. Before,
+// "in step with every peer" may leave one out.
+const meetAfter = 3 * time.Second
+
 // judge returns whether a node is ready that has run for up, and why.
 func judge(up, limit time.Duration, inSync, alone bool) (ready bool, why string) {
 	switch {
-	case inSync:
+	case inSync && up >= meetAfter:
 		return true, "in step with every peer"
 	case alone && up >= aloneAfter:
 		return true, "no peer lives"

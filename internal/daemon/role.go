@@ -96,23 +96,12 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, step fu
 // living peer of the syncd dialect still has stays; it tells when it ends.
 func (d *Daemon) flushCommitted(ctx context.Context) (msg string, err error) {
 	err = d.engine.Do(ctx, func() {
-		if d.stream == nil {
-			d.engine.FlushExternal()
-			msg = "emptied the external cache"
-			return
+		r, n := d.engine.Replica(), 0
+		for _, o := range d.mode.gone() {
+			n += r.Cache(o).Len()
+			r.FlushOwner(o)
 		}
-		alive := map[uint8]bool{}
-		for _, p := range d.stream.Peers(d.engine.Now()) {
-			alive[p.Owner] = alive[p.Owner] || p.Alive && p.Met
-		}
-		n := 0
-		for _, o := range d.engine.Replica().Owners() {
-			if !alive[o] {
-				n += d.engine.Replica().Cache(o).Len()
-				d.engine.Replica().FlushOwner(o)
-			}
-		}
-		msg = fmt.Sprintf("forgot %d entries of peers that are gone", n)
+		msg = fmt.Sprintf("forgot %d entries that are this node's now", n)
 	})
 	return msg, err
 }

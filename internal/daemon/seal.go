@@ -1,18 +1,12 @@
 package daemon
 
 import (
-	"crypto/rand"
-	"encoding/binary"
 	"fmt"
 	"sync"
 
 	"syncd/internal/config"
-	"syncd/internal/engine"
 	"syncd/internal/monotime"
 	"syncd/internal/seal"
-	"syncd/internal/sync/ftfw"
-	"syncd/internal/sync/stream"
-	"syncd/internal/wire"
 )
 
 // readKeys reads the key files of a configuration.
@@ -118,34 +112,6 @@ func (b *box) stats() map[string]uint64 {
 		refused[f.String()] = b.box.Stats.Faults[f]
 	}
 	return refused
-}
-
-// newMode builds the mode of the configured dialect.
-func (d *Daemon) newMode(cfg *config.Config, e *engine.Engine) engine.Mode {
-	var first [4]byte
-	rand.Read(first[:]) // does not fail
-	if d.box == nil {
-		d.ftfw = ftfw.New(ftfw.Config{
-			FirstSeq:    wire.Seq(d.started.Unix()),
-			AckWindow:   cfg.Sync.AckWindow,
-			ResendQueue: cfg.Sync.ResendQueue,
-			DeadAfter:   cfg.Sync.PeerDeadAfter,
-			Resync:      cfg.Sync.StartupResync,
-		}, e)
-		return engine.OnePeer(d.ftfw, e.Replica())
-	}
-	d.stream = stream.New(stream.Config{
-		Name:        cfg.Node.Name,
-		Session:     d.box.box.Session(),
-		FirstSeq:    wire.Seq(binary.BigEndian.Uint32(first[:])),
-		Random:      func(b []byte) { rand.Read(b) },
-		ResendQueue: cfg.Sync.ResendQueue,
-		AckWindow:   cfg.Sync.AckWindow,
-		DeadAfter:   cfg.Sync.PeerDeadAfter,
-		Meet:        d.box.meet,
-		Drop:        d.box.drop,
-	}, e, e.Replica())
-	return d.stream
 }
 
 // openBox makes the box of the syncd dialect; conntrackd's has none.

@@ -23,10 +23,6 @@ const snapshotName = "peers.snapshot"
 // that comes back after days.
 const snapshotLife = 10 * time.Minute
 
-// onlyOwner names the peer of conntrackd's dialect in a snapshot. No node can have
-// this name.
-const onlyOwner = "(peer)"
-
 // saveSnapshot writes what is held of the peers. The loop has ended, so that its
 // caches are ours.
 func (d *Daemon) saveSnapshot() error {
@@ -42,8 +38,8 @@ func (d *Daemon) saveSnapshot() error {
 		w := snapshot.NewWriter(f, time.Now())
 		for _, o := range r.Owners() {
 			name := onlyOwner
-			if d.stream != nil {
-				name = d.stream.OwnerName(o)
+			if d.box != nil {
+				name = d.mode.ownerName(o)
 			}
 			if err := w.Owner(name); err != nil {
 				return err
@@ -102,11 +98,9 @@ func (d *Daemon) loadSnapshot() error {
 	var owner uint8
 	n, now := 0, monotime.Now()
 	_, err = snapshot.Read(f, func(name string) error {
-		if owner = 1; d.stream != nil {
-			owner = d.stream.AddOwner(name)
-		}
-		if owner == 0 || (name == onlyOwner) != (d.stream == nil) {
-			owner = 0 // of another dialect, or one name too many
+		owner = 0 // of another dialect, or one name too many
+		if (name == onlyOwner) == (d.box == nil) {
+			owner = d.mode.addOwner(name)
 		}
 		return nil
 	}, func(fl *flow.Flow, age time.Duration) error {

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"syncd/internal/ctnetlink"
 	"syncd/internal/engine"
 	"syncd/internal/monotime"
-	"syncd/internal/sync/ftfw"
 	"syncd/internal/wire"
 )
 
@@ -53,11 +51,7 @@ func (d *Daemon) look(ctx context.Context) (s view, err error) {
 		if err := d.channel.Err(); err != nil {
 			s.problems = append(s.problems, err.Error())
 		}
-		if d.stream != nil {
-			d.lookStream(&s)
-		} else {
-			d.lookOnePeer(&s)
-		}
+		d.mode.look(&s)
 		s.problems = append(s.problems, e.Problems()...)
 	})
 	return s, err
@@ -73,173 +67,6 @@ func addCacheStats(sum *cache.Stats, c cache.Stats) {
 	sum.IndexBytes += c.IndexBytes
 	sum.SideBytes += c.SideBytes
 }
-
-// ownerName returns the name under which the entries of an owner are shown. It runs
-// on the loop.
-func (d *Daemon) ownerName(owner uint8) string {
-	if d.stream != nil {
-		return d.stream.OwnerName(owner)
-	}
-	return d.peerName()
-}
-
-// peerName returns the address at which the only peer of conntrackd's dialect is
-// heard, or else where it is expected. It runs on the loop.
-func (d *Daemon) peerName() string {
-	addrs := d.engine.PeerAddrs()
-	if a, ok := addrs[d.channel.Active()]; ok {
-		return a.String()
-	}
-	for _, a := range addrs {
-		return a.String()
-	}
-	for _, l := range d.config().Links {
-		for _, p := range l.Peers {
-			return p.String()
-		}
-	}
-	return "peer"
-}
-
-// onePeerStatus describes the peer of conntrackd's dialect, and what keeps us from being
-// in step with it. evicted counts the deletions that could not be delivered.
-func onePeerStatus(p ftfw.Peer, name string, now monotime.Time, evicted uint64) (peer ctl.PeerStatus, problems []string) {
-	peer = ctl.PeerStatus{
-		Name: name, Address: name, State: ctl.PeerUp,
-		Unacked: uint64(p.Unacked), Dirty: uint64(p.Dirty),
-		Bulk: p.BulkRunning || p.ResyncOpen, Resync: p.ResyncWanted,
-	}
-	if p.Heard != 0 {
-		peer.HeardAgeS = now.Sub(p.Heard).Seconds()
-	}
-	switch {
-	case p.Heard == 0:
-		peer.State = ctl.PeerUnheard
-		problems = append(problems, fmt.Sprintf("peer %s has not been heard yet", name))
-	case p.Silent:
-		peer.State = ctl.PeerSilent
-		problems = append(problems, fmt.Sprintf("peer %s has been silent for %v", name, now.Sub(p.Heard).Round(time.Second)))
-	case p.Helloing || !p.HelloDone:
-		peer.State = ctl.PeerHelloing
-		problems = append(problems, fmt.Sprintf("the greeting with peer %s is under way", name))
-	}
-	if p.BulkRunning {
-		problems = append(problems, "a bulk update to the peer is under way")
-	}
-	if p.ResyncWanted {
-		problems = append(problems, "the peer has not answered the request for its state yet")
-	}
-	if evicted > 0 {
-		problems = append(problems, fmt.Sprintf("%d deletions could not be delivered for want of room; the peer may hold stale entries until it restarts", evicted))
-	}
-	peer.InSync = len(problems) == 0
-	return peer, problems
-}
-
-// lookOnePeer adds what the mode of conntrackd's dialect says of its peer. It runs
-// on the loop.
-func (d *Daemon) lookOnePeer(s *view) {
-	p, m := d.ftfw.Peer(), &d.ftfw.Stats
-	peer, problems := onePeerStatus(p, d.peerName(), s.now, s.engine.Evicted)
-	peer.Flows = uint64(s.entries)
-	s.alone = p.Heard == 0 || p.Silent
-	s.problems = append(s.problems, problems...)
-	s.peers = []ctl.PeerStatus{peer}
-
-	es := &s.engine
-	s.sync = ctl.SyncStats{
-		MessagesSent: map[string]uint64{
-			"data": m.DataSent, "ack": m.AckSent, "nack": m.NackSent, "resync": m.ResyncSent, "alive": m.AliveSent,
-		},
-		MessagesReceived: map[string]uint64{
-			"data": m.DataReceived, "ack": m.AckReceived, "nack": m.NackReceived,
-			"resync": m.ResyncReceived, "alive": m.AliveReceived,
-		},
-		AcksSent: m.AckSent, AcksReceived: m.AckReceived, NacksSent: m.NackSent, NacksReceived: m.NackReceived,
-		Lost: m.Missing, Before: m.Before, Resent: m.Resent + m.Retried,
-		ResyncsAsked: m.ResyncSent, ResyncsServed: m.ResyncReceived, BulksSent: m.BulksSent, BulksReceived: m.BulksReceived,
-		Malformed: malformed(es, m.BadHeader), Refused: map[string]uint64{"foreign": es.ForeignPeer},
-	}
-}
-
-// lookStream adds what the mode of the syncd dialect says of its peers. It runs on
-// the loop.
-func (d *Daemon) lookStream(s *view) {
-	m := &d.stream.Stats
-	s.alone = true
-	peers := d.stream.Peers(s.now)
-	for i := range peers {
-		p := &peers[i]
-		peer := ctl.PeerStatus{
-			Name: p.Name, Address: addrText(d.engine.SessionAddr(p.Session)), HeardAgeS: s.now.Sub(p.Heard).Seconds(), State: ctl.PeerUp,
-			Bulk: p.Doubtful || p.Wants, Resync: p.Wanted,
-		}
-		if c := d.engine.Replica().Cache(p.Owner); p.Owner != 0 && c != nil {
-			peer.Flows = uint64(c.Len())
-		}
-		if p.Counted {
-			peer.Unacked = uint64(max(p.Lag, 0))
-		}
-		if p.Proven != 0 {
-			peer.ProvenAgeS = s.now.Sub(p.Proven).Seconds()
-		}
-		var problem string
-		switch {
-		case !p.Alive:
-			peer.State = ctl.PeerSilent
-			problem = fmt.Sprintf("peer %s has been silent for %v", p.Name, s.now.Sub(p.Heard).Round(time.Second))
-		case !p.Met:
-			peer.State = ctl.PeerHelloing
-			problem = fmt.Sprintf("the greeting with peer %s is under way", p.Name)
-		case p.Wanted || p.Doubtful:
-			problem = fmt.Sprintf("a bulk update from peer %s is under way", p.Name)
-		case p.Wants:
-			problem = fmt.Sprintf("a bulk update to peer %s is under way", p.Name)
-		case p.Proven == 0 || s.now.Sub(p.Proven) > provenFor:
-			problem = fmt.Sprintf("no digest has proven lately that we are in step with peer %s", p.Name)
-		case !p.Counted:
-			problem = fmt.Sprintf("peer %s does not confirm what we send", p.Name)
-		}
-		if p.Alive {
-			s.alone = false
-			if s.proven == 0 || p.Proven < s.proven {
-				s.proven = p.Proven
-			}
-		}
-		peer.InSync = problem == ""
-		if problem != "" {
-			s.problems = append(s.problems, problem)
-		}
-		s.peers = append(s.peers, peer)
-	}
-	if len(peers) == 0 {
-		s.problems = append(s.problems, "no peer has been heard yet")
-	}
-	es := &s.engine
-	s.sync = ctl.SyncStats{
-		MessagesSent: map[string]uint64{
-			"data": m.DataSent, "hello": m.HelloSent, "status": m.StatusSent, "void": m.VoidSent, "bulk": m.BulkSent, "digest": m.DigestSent,
-		},
-		MessagesReceived: map[string]uint64{
-			"data": m.DataReceived, "hello": m.HelloReceived, "status": m.StatusReceived, "void": m.VoidReceived,
-			"bulk": m.BulkReceived, "digest": m.DigestReceived,
-		},
-		AcksSent: m.StatusSent, AcksReceived: m.StatusReceived,
-		Lost: m.Missing, Before: m.Before, Resent: m.Resent, BulksSent: m.BulksSent,
-		DigestsAgreed: m.Agreed, DigestsDiffered: m.Differed, Repaired: m.BadBuckets,
-		Malformed: malformed(es, m.Bad), Refused: d.box.stats(),
-	}
-}
-
-func addrText(a netip.Addr) string {
-	if !a.IsValid() {
-		return ""
-	}
-	return a.String()
-}
-
-// provenFor is how old the last proof of being in step may be.
-const provenFor = 5 * time.Second
 
 func malformed(es *engine.Stats, header uint64) map[string]uint64 {
 	bad := map[string]uint64{}

@@ -79,6 +79,10 @@ func (e *Engine) hearing(session uint64, from netip.Addr) {
 // run by Do.
 func (e *Engine) SessionAddr(session uint64) netip.Addr { return e.peer.sessions[session] }
 
+// PeerHeard returns when a valid message came in last, 0 for never. For functions run
+// by Do.
+func (e *Engine) PeerHeard() monotime.Time { return e.peer.heard }
+
 // PeerAddrs returns the address of the sender that is listened to, by link. For
 // functions run by Do.
 func (e *Engine) PeerAddrs() map[int]netip.Addr { return e.peer.addr }

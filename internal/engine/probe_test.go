@@ -306,9 +306,10 @@ func (p *probe) settle() {
 			p.c.failf("%s: flow %d of %s went back from %+v to %+v", p.self, d.key.SrcPort, p.OwnerName(d.Owner), was, d.word)
 		}
 		return
-	case ok && was.session != d.session && d.Late && !p.begun[d.session]:
-		// What is held may be of the session before, whose numbers tell nothing. A bulk
-		// update is due anyhow.
+	case !ok && d.Late, ok && was.session != d.session && d.Late && !(d.Confirms && p.begun[d.session]):
+		// What is held may be newer, if it is not known how it came to be (forgotten), or
+		// of the session before, whose numbers tell nothing. In this case the bulk update
+		// sends the flow once more.
 		if (h == 0) != d.dead || h != 0 && seq != d.number {
 			return
 		}

@@ -15,7 +15,7 @@ import (
 type Replica struct {
 	limit  int // entries of one owner
 	owners [256]*owned
-	work   []uint8 // owners with a sweep to do, first come first served
+	work   []uint8 // owners with removals to do, first come first served
 }
 
 // owned is what is held of one owner.
@@ -23,12 +23,13 @@ type Replica struct {
 // An entry is in doubt if its bucket is in doubt and its mark is not epoch.
 type owned struct {
 	cache *cache.Cache
-	epoch uint8
+	epoch uint8 // from 1 up; 0 is the mark of what no message has confirmed
 	doubt wire.Mask
 	sums  [wire.Buckets]uint64
 	meta  []*[metaLen]meta // by handle
 
-	// graves holds the numbers of deletions while something older may still come.
+	// graves holds the numbers of deletions while something older may still come, limit
+	// of them at most.
 	graves map[flow.Tuple]wire.Seq
 
 	sweeping bool
@@ -36,7 +37,11 @@ type owned struct {
 	pos      flow.Handle
 	swept    uint64
 	full     bool // an entry was refused
-	found    Found
+
+	expiring  bool
+	expire    monotime.Time // entries not heard of since then are removed
+	expirePos flow.Handle
+	found     Found
 }
 
 // Found counts what repairs have found: differences between what was held of an
@@ -104,7 +109,7 @@ func (r *Replica) Restore(owner uint8, f *flow.Flow, now monotime.Time) error {
 		return err
 	}
 	*o.at(h) = meta{}
-	o.cache.SetMark(h, o.epoch-1)
+	o.cache.SetMark(h, 0)
 	o.doubt = wire.AllBuckets
 	return nil
 }
@@ -134,7 +139,7 @@ func newReplica(limit int) *Replica { return &Replica{limit: limit} }
 func (r *Replica) of(owner uint8) *owned {
 	o := r.owners[owner]
 	if o == nil {
-		o = &owned{cache: cache.New(r.limit), graves: map[flow.Tuple]wire.Seq{}}
+		o = &owned{cache: cache.New(r.limit), epoch: 1, graves: map[flow.Tuple]wire.Seq{}}
 		r.owners[owner] = o
 	}
 	return o
@@ -174,7 +179,13 @@ func (r *Replica) Doubt(owner uint8, m wire.Mask) {
 	for o.sweeping { // a new epoch would put what it has not reached in doubt too
 		r.sweepSome(o)
 	}
-	o.epoch++
+	if o.epoch++; o.epoch == 0 { // marks of 255 epochs ago would count again
+		o.cache.Walk(0, 0, func(h flow.Handle) bool {
+			o.cache.SetMark(h, 0)
+			return true
+		})
+		o.epoch = 1
+	}
 	o.doubt = o.doubt.Or(m)
 }
 
@@ -186,9 +197,7 @@ func (r *Replica) Sweep(owner uint8, m wire.Mask) {
 		r.sweepSome(o)
 	}
 	o.sweeping, o.sweep, o.pos = true, m, 0
-	if !slices.Contains(r.work, owner) {
-		r.work = append(r.work, owner)
-	}
+	r.queue(owner)
 }
 
 // Doubtful returns the owner's buckets that have entries in doubt.
@@ -219,7 +228,7 @@ func (r *Replica) FlushOwner(owner uint8) {
 	}
 	o.cache.Clear()
 	o.sums = [wire.Buckets]uint64{}
-	o.doubt, o.sweeping, o.full = wire.Mask{}, false, false
+	o.doubt, o.sweeping, o.expiring, o.full = wire.Mask{}, false, false, false
 	clear(o.graves)
 }
 
@@ -292,7 +301,10 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 	}
 	if msg.Type == wire.CTDel {
 		if d.Remember {
-			o.graves[*key] = msg.Seq
+			// Beyond the limit a digest finds what comes back.
+			if _, died := o.graves[*key]; died || len(o.graves) < r.limit {
+				o.graves[*key] = msg.Seq
+			}
 		}
 		if h == 0 {
 			return unknown
@@ -310,7 +322,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 			return refused
 		}
 		*o.at(h) = meta{}
-		o.cache.SetMark(h, o.epoch-1)
+		o.cache.SetMark(h, 0)
 	case d.Merge && msg.Type == wire.CTUpd:
 		// An update too tells all that the peer knows of the flow. What it does not
 		// tell is gone: the entry may be of an earlier process of the peer, or of an
@@ -349,7 +361,24 @@ func (r *Replica) remove(o *owned, h flow.Handle, t *flow.Tuple) {
 	o.cache.Remove(h)
 }
 
-// Work does a part of the sweeps that are due and reports whether something is left
+// Expire removes the owner's entries of which nothing was heard since olderThan, in
+// slices of the loop's turns (see Work). A call while an earlier one is under way
+// replaces its limit.
+func (r *Replica) Expire(owner uint8, olderThan monotime.Time) {
+	o := r.of(owner)
+	if o.expire = olderThan; !o.expiring {
+		o.expiring, o.expirePos = true, 0
+		r.queue(owner)
+	}
+}
+
+func (r *Replica) queue(owner uint8) {
+	if !slices.Contains(r.work, owner) {
+		r.work = append(r.work, owner)
+	}
+}
+
+// Work does a part of the removals that are due and reports whether something is left
 // to do. It returns the number of entries removed.
 func (r *Replica) Work() (removed uint64, more bool) {
 	if len(r.work) == 0 {
@@ -357,13 +386,29 @@ func (r *Replica) Work() (removed uint64, more bool) {
 	}
 	o := r.owners[r.work[0]]
 	before := o.swept
-	if o.sweeping {
+	switch {
+	case o.sweeping:
 		r.sweepSome(o)
+	case o.expiring:
+		r.expireSome(o)
 	}
-	if !o.sweeping {
+	if !o.sweeping && !o.expiring {
 		r.work = r.work[1:]
 	}
 	return o.swept - before, len(r.work) > 0
+}
+
+// expireSome visits some slots in search of entries to expire.
+func (r *Replica) expireSome(o *owned) {
+	o.expirePos = o.cache.Walk(o.expirePos, sweepSlots, func(h flow.Handle) bool {
+		if o.cache.Updated(h).Before(o.expire) {
+			key := o.cache.Key(h)
+			r.remove(o, h, &key)
+			o.swept++
+		}
+		return true
+	})
+	o.expiring = o.expirePos != 0
 }
 
 // sweepSome visits some slots of a sweep.

@@ -29,6 +29,7 @@ type duoOptions struct {
 	tracking bool   // TCPWindowTracking of conntrackd
 	links    int    // 0 for 1
 	syncd    string // more of syncd's configuration: tables
+	sealed   bool   // the sealed dialect, with a key of the test's own
 	mode     string // more of the Mode block of conntrackd
 }
 
@@ -41,6 +42,7 @@ type duo struct {
 	nA, nB   *lab.Node
 	a, b     *firewall
 	kA, kB   *conntrack.Conn // the kernels' tables
+	key      string          // file with the key, if sealed
 	configOf func(kind daemonKind, node int) string
 }
 
@@ -69,6 +71,9 @@ func layDuo(t testing.TB, r roles, tr transport, opts duoOptions) *duo {
 		var links []link
 		for which := range opts.links {
 			links = append(links, newLink(tr, which, node))
+		}
+		if kind == ours && opts.sealed {
+			return d.sealedConfig(links...)
 		}
 		if kind == ours {
 			return syncdConfig(opts.syncd, links...)

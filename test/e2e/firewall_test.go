@@ -41,7 +41,8 @@ var firewalls atomic.Int64
 func newSyncd(t testing.TB, node *lab.Node, config string) *firewall {
 	t.Helper()
 	f := newFirewall(t, node, "syncd")
-	f.write(fmt.Sprintf("[node]\nname = %q\nsocket = %q\n%s", node.Name(), f.socket, config))
+	// What the machine's own syncd keeps is not ours, nor what parallel tests keep.
+	f.write(fmt.Sprintf("[node]\nname = %q\nsocket = %q\nstate_dir = \"\"\n%s", node.Name(), f.socket, config))
 	var err error
 	f.ctl, err = ctl.Dial(f.socket)
 	ok(t, err)

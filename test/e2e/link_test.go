@@ -39,20 +39,23 @@ type link struct {
 	local, peer netip.Addr
 }
 
-// newLink returns a dedicated link of node 1 or 2. Link 0 is that of a lab.Pair:
-// 192.0.2.N and 2001:db8:3::N; the next one has 192.0.2.64+N and 2001:db8:4::N.
+// newLink returns a dedicated link of node 1 or 2.
 func newLink(tr transport, which, node int) link {
-	addr := func(n int) netip.Addr {
-		if tr.v6 {
-			return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d::%d", 3+which, n))
-		}
-		return netip.AddrFrom4([4]byte{192, 0, 2, byte(64*which + n)})
-	}
 	// A port for each link: a conntrackd hears all groups of a port on all links.
 	return link{
 		transport: tr, ifname: fmt.Sprintf("sync%d", which), port: uint16(port + which),
-		local: addr(node), peer: addr(3 - node),
+		local: linkAddr(tr, which, node), peer: linkAddr(tr, which, 3-node),
 	}
+}
+
+// linkAddr is the address of a node on a dedicated link. Link 0 is that of a
+// lab.Pair: 192.0.2.N and 2001:db8:3::N; the next one has 192.0.2.64+N and
+// 2001:db8:4::N.
+func linkAddr(tr transport, which, node int) netip.Addr {
+	if tr.v6 {
+		return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d::%d", 3+which, node))
+	}
+	return netip.AddrFrom4([4]byte{192, 0, 2, byte(64*which + node)})
 }
 
 // toml is the link in syncd's configuration.

@@ -103,7 +103,7 @@ func startService(t testing.TB, node *lab.Node, config string, env ...string) *s
 	t.Helper()
 	m := newManager(t) // outlives the daemon
 	f := newFirewall(t, node, "syncd")
-	f.write(fmt.Sprintf("[node]\nsocket = %q\n%s", f.socket, config))
+	f.write(fmt.Sprintf("[node]\nsocket = %q\nstate_dir = \"\"\n%s", f.socket, config))
 	var err error
 	f.ctl, err = ctl.Dial(f.socket)
 	ok(t, err)

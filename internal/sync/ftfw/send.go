@@ -66,9 +66,12 @@ func (m *Machine) Bulk() {
 }
 
 // Evict gives up the oldest deletion that the peer has not acknowledged, so that
-// its slot can be used; 0 if there is none among the oldest few. The peer may
-// keep that flow until it asks for our whole state.
+// its slot can be used; 0 if the peer lives, or if there is none among the oldest
+// few. The peer may keep that flow until it asks for our whole state.
 func (m *Machine) Evict() flow.Handle {
+	if m.heard != 0 && !m.silent {
+		return 0 // it will acknowledge in a moment
+	}
 	const few = 256
 	n := 0
 	for h := m.head; h != 0 && n < few; h, n = m.slot(h).next, n+1 {

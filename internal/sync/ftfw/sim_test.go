@@ -29,6 +29,9 @@ var found = map[string][]uint64{
 // failed.
 func eachSeed(t *testing.T, n int, run func(seed uint64) error) {
 	t.Helper()
+	if testing.Short() {
+		n = min(n, 4)
+	}
 	list := append([]uint64(nil), found[t.Name()]...)
 	for s := range uint64(n) {
 		list = append(list, s+1)

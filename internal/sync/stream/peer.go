@@ -192,6 +192,11 @@ type PeerState struct {
 	Wants    bool          // it wants a bulk update of ours
 	Proven   monotime.Time // when a digest of its stream last agreed; 0 for never
 	Differed bool          // the last digest did not agree
+
+	// Shadow: another session of this name is met and alive. This one is a record of an
+	// earlier life, which anybody can repeat and which is never met, or a restarted peer
+	// that will be met in a moment: neither says anything of the peer yet.
+	Shadow bool
 }
 
 // Peers returns the state of every session that is known.
@@ -202,7 +207,7 @@ func (m *Machine) Peers(now monotime.Time) []PeerState {
 			Name: p.name, Session: p.session, Owner: p.owner, Met: p.met && p.knows,
 			Heard: p.heard, Alive: p.alive(now, m.cfg.DeadAfter), Counted: p.counted,
 			Missing: len(p.missing), Wanted: !p.wanted.Empty(), Wants: !p.wants.Empty(),
-			Proven: p.proven, Differed: p.differed,
+			Proven: p.proven, Differed: p.differed, Shadow: m.shadowed(p, now),
 		}
 		if p.met {
 			s.Doubtful = !m.replica.Doubtful(p.owner).Empty() || p.ending
@@ -213,6 +218,19 @@ func (m *Machine) Peers(now monotime.Time) []PeerState {
 		states = append(states, s)
 	}
 	return states
+}
+
+// shadowed is PeerState.Shadow.
+func (m *Machine) shadowed(p *peer, now monotime.Time) bool {
+	if p.met {
+		return false
+	}
+	for _, q := range m.peers {
+		if q.met && q.name == p.name && q.alive(now, m.cfg.DeadAfter) {
+			return true
+		}
+	}
+	return false
 }
 
 // InStep reports whether everything of ours has reached every peer that counts.

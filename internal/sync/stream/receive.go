@@ -184,9 +184,16 @@ func (m *Machine) see(now monotime.Time, p *peer, seq wire.Seq) {
 func (m *Machine) bound(p *peer) {
 	if n := len(p.missing); n > maxMissing || n > 0 && !p.missing[0].From.Before(p.expected) {
 		p.missing = p.missing[:0]
-		p.wanted = wire.AllBuckets
-		p.ending = false
+		p.wantAll()
 	}
+}
+
+// wantAll is for when it is not known what some numbers carried. They may be flows of
+// the bulk update under way, whose end means nothing then: what it seems not to have
+// confirmed is there. A beginning that is repeated begins it anew.
+func (p *peer) wantAll() {
+	p.wanted = wire.AllBuckets
+	p.ending, p.bulkMask = false, wire.Mask{}
 }
 
 // cover counts a message that a STATUS has to cover.
@@ -208,7 +215,7 @@ func (m *Machine) receiveMarker(now monotime.Time, p *peer, seq wire.Seq, late b
 		if late {
 			return // what it would put in doubt may be confirmed already; it is repeated
 		}
-		if s.Bulk != p.bulkSeen {
+		if s.Bulk != p.bulkSeen || s.Mask != p.bulkMask {
 			p.bulkSeen, p.bulkMask, p.bulkAt, p.ending, p.sweeping = s.Bulk, s.Mask, seq, false, false
 			m.replica.Doubt(p.owner, s.Mask)
 		}
@@ -216,7 +223,7 @@ func (m *Machine) receiveMarker(now monotime.Time, p *peer, seq wire.Seq, late b
 		p.statusDue = now // the sender waits for this
 	case wire.BulkEnd:
 		m.Stats.BulkReceived++
-		if s.Bulk == p.bulkSeen && s.Mask == p.bulkMask {
+		if s.Bulk == p.bulkSeen && s.Mask == p.bulkMask && !s.Mask.Empty() {
 			p.ending = true
 			m.finish(p)
 		}
@@ -289,8 +296,7 @@ func (m *Machine) receiveAside(now monotime.Time, p *peer, msg *wire.Message) {
 func (m *Machine) receiveVoid(now monotime.Time, p *peer, seq wire.Seq, s *wire.Sync) {
 	if s.Lost {
 		p.missing = subtract(p.missing, wire.Range{From: seq - 1<<31 + 1, To: seq - 1})
-		p.wanted = wire.AllBuckets
-		p.ending = false
+		p.wantAll()
 		p.statusDue = now
 	} else {
 		for _, r := range s.Ranges[:s.N] {

@@ -67,7 +67,7 @@ func (m *Machine) Next(now monotime.Time) monotime.Time {
 	if m.heldUp() {
 		next = monotime.Earliest(next, now.Add(stall/4))
 	}
-	if counted {
+	if counted && !m.queueFull() { // else what is due cannot leave, and waiting for it would be no waiting
 		next = monotime.Earliest(next, m.digestDue)
 		if m.bulk.stage == bulkBeginning {
 			next = monotime.Earliest(next, m.bulk.told.Add(beginRepeat))
