@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// ErrNoDaemon: nobody listens at the control socket.
+// ErrNoDaemon says that nobody listens at the control socket.
 var ErrNoDaemon = errors.New("no syncd is running")
 
 // Time limits of a client. A commit takes as long as it takes, and so does a

@@ -15,7 +15,7 @@ import (
 // prefix begins the names of the demo's namespaces.
 const prefix = "syncd-demo-"
 
-// ErrLost: not every connection survived with syncd.
+// ErrLost says that not every connection survived with syncd.
 var ErrLost = errors.New("connections were lost although syncd ran")
 
 // Options of a demo. The zero value is good but for Out.
