@@ -135,7 +135,14 @@ type bestEffortPeer struct {
 // lookBestEffort adds peers without proofs.
 func lookBestEffort(s *view, d *Daemon, e *engine.Engine, peers []bestEffortPeer) {
 	s.alone = true
+	lives := map[string]bool{}
 	for _, p := range peers {
+		lives[p.name] = lives[p.name] || p.met && p.alive
+	}
+	for _, p := range peers {
+		if !p.met && lives[p.name] {
+			continue // a record of an earlier life, played by somebody
+		}
 		peer := ctl.PeerStatus{
 			Name: p.name, Address: addrText(e.SessionAddr(p.session)),
 			HeardAgeS: s.now.Sub(p.heard).Seconds(), State: ctl.PeerUp,
