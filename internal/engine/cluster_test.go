@@ -25,10 +25,16 @@ import (
 )
 
 // clusterSeeds is how many seeds TestCluster runs unless -seeds says otherwise.
-const clusterSeeds = 40
+const clusterSeeds = 30
 
-// hardSeeds are seeds that found a defect once.
-var hardSeeds = []uint64{5, 462}
+// hardSeeds are seeds that found a defect once. A seed does not fix how goroutines
+// interleave, so that some of them need several runs to find it again.
+var hardSeeds = []uint64{
+	5,    // a full queue kept the loop awake
+	462,  // the end of a bulk update removed flows that had been sent before a VOID with "lost"
+	861,  // the same
+	3113, // with too many deletions to remember, those that were known were not kept up to date
+}
 
 // TestCluster runs two to five whole nodes in the syncd dialect while their kernels
 // change, the network and the event sockets fail in all ways, dumps fail, processes

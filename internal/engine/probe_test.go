@@ -93,7 +93,14 @@ type probe struct {
 	begun     map[uint64]bool      // it has put what was held of its owner in doubt
 	known     map[uint8]map[flow.Tuple]word
 	pending   delivery // the last one, to be looked at when it has been applied
+
+	turned monotime.Time // time of the last turn of the loop
+	turns  int           // at that time
 }
+
+// maxTurns is how often the loop may turn while no time passes: as often as there is
+// input, but not for ever.
+const maxTurns = 10_000
 
 // word is the last word of a session on a flow.
 type word struct {
@@ -199,6 +206,19 @@ func (p *probe) AppendDatagram(now monotime.Time, b []byte, limit int) []byte {
 func (p *probe) Advance(now monotime.Time) {
 	p.settle()
 	p.Machine.Advance(now)
+}
+
+// Next is called once a turn. A loop that never waits would stop the virtual time.
+func (p *probe) Next(now monotime.Time) monotime.Time {
+	if now != p.turned {
+		p.turned, p.turns = now, 0
+	}
+	next := p.Machine.Next(now)
+	if p.turns++; p.turns > maxTurns {
+		p.c.failf("%s never waits: it is %d, and the deadline %d", p.self, now, next)
+		time.Sleep(time.Second)
+	}
+	return next
 }
 
 func (p *probe) Receive(now monotime.Time, session uint64, m *wire.Message) (wire.Verdict, wire.Delivery) {

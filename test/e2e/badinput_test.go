@@ -124,7 +124,7 @@ func TestBadConfig(t *testing.T) {
 		{"no interface", "interface = \"sync0\"\n", "", 7, []string{"link.interface: missing"}},
 		{"name of no interface", `"sync0"`, `"an interface"`, 9, []string{"not the name of an interface", "1 to 15"}},
 		{"unknown mode", `wire =`, "mode = \"fttw\"\nwire =", 5, []string{"sync.mode", `"fttw"`, "ftfw"}},
-		{"mode of another version", `wire =`, "mode = \"alarm\"\nwire =", 5, []string{"not available in this version", "ftfw"}},
+		{"transport of another version", `"udp"`, `"tcp"`, 8, []string{"not available in this version", "udp, multicast"}},
 		{"unknown dialect", `"conntrackd"`, `"conntrack"`, 5, []string{"sync.wire", "conntrackd"}},
 		{"not consented to plain datagrams", "insecure = true\n", "", 4, []string{"sync.insecure", "accepted: true"}},
 		{"key of another transport", "type = \"udp\"", "type = \"udp\"\ngroup = \"225.0.0.50\"", 9, []string{"link.group", "peers"}},

@@ -6,9 +6,9 @@ import (
 	"syncd/internal/wire"
 )
 
-// TestGivenUpDuringBulk: of a bulk update that began before something was given up
-// nobody knows what it has sent, so its end removes nothing.
-func TestGivenUpDuringBulk(t *testing.T) {
+// givenUpDuringBulk proves (5.7): of a bulk update that began before something was
+// given up nobody knows what it has sent, so its end removes nothing.
+func givenUpDuringBulk(t *testing.T) {
 	for name, giveUp := range map[string]func(*hand, wire.Seq){
 		"lost": func(h *hand, q wire.Seq) {
 			h.receive(wire.AppendVoid(nil, q, h.n.session, true, nil))

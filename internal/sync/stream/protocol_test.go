@@ -457,6 +457,7 @@ var sentences = []struct {
 		out := s.do("start B\nrun 1500ms")
 		inOrder(t, out, "A  BULK_BEGIN #106 2: all", "A  BULK_END")
 	}},
+	{"(5.7) Of a bulk update that began before numbers were given up, by (4.9) or (4.12), the end means nothing; its BULK_BEGIN, if repeated, counts as new.", givenUpDuringBulk},
 	{"(6.1) The digest of a bucket is the sum modulo 2^64 of the hashes of the flows in it, as they were sent last; one whose last message was a deletion does not count. A flow that changed while no peer counted, and was not sent since, is in the sum with a number that is not its hash, so that the bucket differs. The number of flows is that of all sums; it is for people.", func(t *testing.T) {
 		h := newHand(t, Config{})
 		m := h.n.m
