@@ -40,6 +40,7 @@ install: build  ## program, unit, sysctl and example configuration below DESTDIR
 	install -D -m 0755 bin/syncd $(DESTDIR)$(PREFIX)/sbin/syncd
 	install -D -m 0644 deploy/systemd/syncd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/syncd.service
 	install -D -m 0644 deploy/sysctl.d/60-syncd.conf $(DESTDIR)$(PREFIX)/lib/sysctl.d/60-syncd.conf
+	install -D -m 0644 deploy/modules-load.d/syncd.conf $(DESTDIR)$(PREFIX)/lib/modules-load.d/syncd.conf
 	install -D -m 0644 configs/reference.toml $(DESTDIR)$(PREFIX)/share/doc/syncd/reference.toml
 	[ -e $(DESTDIR)/etc/syncd/syncd.toml ] || install -D -m 0640 configs/syncd.toml $(DESTDIR)/etc/syncd/syncd.toml
 	bin/syncd man --dir $(DESTDIR)$(PREFIX)/share/man/man8
