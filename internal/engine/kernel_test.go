@@ -215,6 +215,7 @@ func TestUpdateOfUnnoticedRecreation(t *testing.T) {
 		k.Inject(event(flow.EventNew, opened, 1))
 		k.Inject(event(flow.EventDestroy, opened, 1))
 		time.Sleep(time.Minute)
+		synctest.Wait() // the dump of the start has read both
 		early = []flow.Flow{event(flow.EventDump, opened, 1).Flow}
 		during = func() {
 			k.Inject(event(flow.EventUpdate, running, 1))
@@ -223,6 +224,7 @@ func TestUpdateOfUnnoticedRecreation(t *testing.T) {
 		}
 		a.do(a.RequestKernelSync)
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		running.Status |= flow.StatusConfirmed
 		if d := differences(a.internalTable(), table{running.Orig: canonical(running)}); d != "" {
 			t.Error(d)
