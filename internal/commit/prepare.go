@@ -21,10 +21,7 @@ type Options struct {
 	Progress func(*Report)
 }
 
-// graceTimeout is the least that a flow gets (if its timeout was ever that
-// long), and what it gets when its timeout is unknown, in seconds. No event tells
-// that traffic refreshed a timeout: a flow that its owner has not destroyed is
-// alive, however old the last word about it is.
+// graceTimeout is what a flow gets when its timeout is unknown, in seconds.
 const graceTimeout = 60
 
 // remaining returns the timeout to set, in seconds, at least 1.
@@ -35,12 +32,7 @@ func remaining(f *flow.Flow, age time.Duration, fixed uint32) uint32 {
 	if f.Has&flow.HasTimeout == 0 {
 		return graceTimeout
 	}
-	least := max(min(f.Timeout, graceTimeout), 1)
-	seconds := uint64(max(age, 0) / time.Second)
-	if uint64(f.Timeout) < seconds+uint64(least) {
-		return least
-	}
-	return f.Timeout - uint32(seconds)
+	return max(flow.Remaining(f.Timeout, age), 1)
 }
 
 // ofOneMachine are the attributes that mean nothing on another machine, or that
