@@ -142,9 +142,9 @@ func newFlush(f *ctlFlags) *cobra.Command {
 		Long: `Empty the internal or the external cache of the daemon, or both when none is
 named. The kernel's table is left alone.
 
-The internal cache stays empty until it is read again (resync --kernel). With the
-syncd dialect the peers give up what it held meanwhile, since they hold exactly
-what is in it.`,
+The internal cache stays empty until it is read again (resync --kernel). In
+the syncd dialect the peers give up what it held meanwhile, since they hold
+exactly what is in it.`,
 		Example: `  syncd ctl flush
   syncd ctl flush external`,
 		ValidArgs: []string{ctl.Internal, ctl.External},
