@@ -59,17 +59,7 @@ links, commits, control socket.`,
 			Example: `  syncd ctl stats
   syncd ctl stats --json | jq .sync.lost`,
 		}, (*ctl.Client).Stats, ctl.RenderStats),
-		query(f, &cobra.Command{
-			Use:   "commit",
-			Short: "Put the external cache into the kernel",
-			Long: `Put the external cache, the connections of the peers, into the kernel's table,
-and report how many entries were created, updated, skipped and refused, and why.
-
-The exit status is 0 when the commit came to its end. Entries that the kernel
-refused are in the report and do not change it.`,
-			Example: `  syncd ctl commit
-  syncd ctl commit --json | jq .flows.refused_by_reason`,
-		}, (*ctl.Client).Commit, ctl.RenderCommit),
+		newCommit(f),
 		newFlush(f),
 		newResync(f),
 		query(f, &cobra.Command{
@@ -134,6 +124,33 @@ func query[T any](f *ctlFlags, cmd *cobra.Command, ask func(*ctl.Client, context
 	return cmd
 }
 
+func newCommit(f *ctlFlags) *cobra.Command {
+	var o ctl.CommitOptions
+	cmd := &cobra.Command{
+		Use:   "commit [--dry-run] [--peer NAME]",
+		Short: "Put the external cache into the kernel",
+		Long: `Put the external cache, the connections of the peers, into the kernel's table,
+and report how many entries were created, updated, skipped and refused, and why.
+With --dry-run only look, and report what would be done.
+
+On a terminal a bar shows how far the commit is. Scripts get nothing but the
+report.
+
+The exit status is 0 when the commit came to its end. Entries that the kernel
+refused are in the report and do not change it.`,
+		Example: `  syncd ctl commit --dry-run --peer fw2
+  syncd ctl commit --json | jq .flows.refused_by_reason`,
+	}
+	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "change nothing, report what would be done")
+	cmd.Flags().StringVar(&o.Peer, "peer", "", "commit only the connections of the peer `NAME`, as status shows it")
+	return query(f, cmd, func(c *ctl.Client, ctx context.Context) (*ctl.CommitReport, error) {
+		b := newBar(cmd, f)
+		defer b.clear()
+		o.Progress = b.progress()
+		return c.Commit(ctx, o)
+	}, ctl.RenderCommit)
+}
+
 func newFlush(f *ctlFlags) *cobra.Command {
 	which := ctl.Both
 	cmd := &cobra.Command{
@@ -189,14 +206,19 @@ instead, and repair the internal cache where it differs.`,
 }
 
 func newRole(f *ctlFlags, role, short, long string) *cobra.Command {
-	return query(f, &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   role,
 		Short: short,
 		Long: long + `
 
 It is made for a notify script of keepalived, and can be repeated at will.`,
 		Example: `  notify_` + keepalivedNames[role] + ` "/usr/bin/syncd ctl ` + role + `"`,
-	}, func(c *ctl.Client, ctx context.Context) (*ctl.RoleReport, error) { return c.SetRole(ctx, role) }, ctl.RenderRole)
+	}
+	return query(f, cmd, func(c *ctl.Client, ctx context.Context) (*ctl.RoleReport, error) {
+		b := newBar(cmd, f)
+		defer b.clear()
+		return c.SetRole(ctx, role, b.progress())
+	}, ctl.RenderRole)
 }
 
 // keepalivedNames is what keepalived calls the roles.

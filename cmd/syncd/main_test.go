@@ -64,6 +64,7 @@ func syncd(t *testing.T, args ...string) (status int, stdout, stderr string) {
 // node is a daemon that does nothing.
 type node struct {
 	err   error
+	steps int           // of progress
 	block chan struct{} // Commit sends on it and then waits for its end, unless nil
 }
 
@@ -73,13 +74,27 @@ func (n *node) Status(context.Context) (*ctl.Status, error) {
 func (n *node) Stats(context.Context) (*ctl.Stats, error) {
 	return &ctl.Stats{Sync: ctl.SyncStats{Lost: 4711}}, n.err
 }
-func (n *node) Commit(ctx context.Context) (*ctl.CommitReport, error) {
+func (n *node) Commit(ctx context.Context, o ctl.CommitOptions) (*ctl.CommitReport, error) {
+	n.tell(o.Progress)
 	if n.block != nil {
 		n.block <- struct{}{}
 		<-ctx.Done()
 	}
-	return &ctl.CommitReport{Flows: ctl.CommitCount{Entries: 7, Created: 7}}, n.err
+	r := &ctl.CommitReport{DryRun: o.DryRun, Flows: ctl.CommitCount{Entries: 7, Created: 7}}
+	if o.Peer != "" {
+		r.Flows = ctl.CommitCount{Entries: 3, Created: 3}
+	}
+	return r, n.err
 }
+
+// tell reports progress to whoever wants to know, at the pace of a daemon.
+func (n *node) tell(progress ctl.ProgressFunc) {
+	for i := 0; progress != nil && i < n.steps; i++ {
+		progress(ctl.Progress{Done: uint64(i+1) * 1000, Total: uint64(n.steps) * 1000})
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
 func (n *node) Flush(_ context.Context, which string) (*ctl.Done, error) {
 	return &ctl.Done{Message: "flushed " + which}, n.err
 }
@@ -91,7 +106,8 @@ func (n *node) Verify(context.Context) (*ctl.VerifyReport, error) {
 }
 func (n *node) Bulk(context.Context) (*ctl.Done, error)   { return &ctl.Done{Message: "sending"}, n.err }
 func (n *node) Reload(context.Context) (*ctl.Done, error) { return &ctl.Done{Message: "read"}, n.err }
-func (n *node) SetRole(_ context.Context, role string) (*ctl.RoleReport, error) {
+func (n *node) SetRole(_ context.Context, role string, progress ctl.ProgressFunc) (*ctl.RoleReport, error) {
+	n.tell(progress)
 	return &ctl.RoleReport{Role: role, Before: ctl.RoleUnknown}, n.err
 }
 func (n *node) Dump(_ context.Context, which string, fn func(*ctl.DumpEntry) error) error {
@@ -140,6 +156,8 @@ func TestWrongUsage(t *testing.T) {
 		"ctl dump kernel":              `unknown cache "kernel": internal or external`,
 		"ctl dump internal external":   "one cache at most: internal or external",
 		"ctl flush kernel":             `unknown cache "kernel": internal or external`,
+		"ctl commit fw2":               `unknown command "fw2" for "syncd ctl commit"`,
+		"ctl commit --peer":            "flag needs an argument: --peer",
 		"ctl resync --kernel=perhaps":  `invalid argument "perhaps" for "--kernel" flag: strconv.ParseBool: parsing "perhaps": invalid syntax`,
 		"run -c":                       "flag needs an argument: 'c' in -c",
 		"run file":                     `unknown command "file" for "syncd run"`,
@@ -199,6 +217,8 @@ func TestDone(t *testing.T) {
 		"status --json":          `"node": "fw1",`,
 		"stats --json":           `"lost": 4711,`,
 		"commit --json":          `"created": 7,`,
+		"commit --dry-run":       "would commit 7 entries",
+		"commit --peer fw2":      "committed 3 entries",
 		"flush external --json":  `"message": "flushed external"`,
 		"resync --kernel --json": `"message": "kernel=true"`,
 		"bulk --json":            `"message": "sending"`,

@@ -93,8 +93,15 @@ func (c *Client) Stats(ctx context.Context) (*Stats, error) {
 }
 
 // Commit is Node's. It has no time limit but ctx.
-func (c *Client) Commit(ctx context.Context) (*CommitReport, error) {
-	return call[CommitReport](ctx, c, http.MethodPost, "/v1/commit", 0)
+func (c *Client) Commit(ctx context.Context, o CommitOptions) (*CommitReport, error) {
+	q := make(url.Values)
+	if o.DryRun {
+		q.Set("dry-run", "true")
+	}
+	if o.Peer != "" {
+		q.Set("peer", o.Peer)
+	}
+	return follow[CommitReport](ctx, c, "/v1/commit", q, o.Progress)
 }
 
 // Flush is Node's.
@@ -118,8 +125,8 @@ func (c *Client) Verify(ctx context.Context) (*VerifyReport, error) {
 }
 
 // SetRole is Node's. It has no time limit but ctx.
-func (c *Client) SetRole(ctx context.Context, role string) (*RoleReport, error) {
-	return call[RoleReport](ctx, c, http.MethodPost, "/v1/role/"+role, 0)
+func (c *Client) SetRole(ctx context.Context, role string, progress ProgressFunc) (*RoleReport, error) {
+	return follow[RoleReport](ctx, c, "/v1/role/"+role, make(url.Values), progress)
 }
 
 // Reload is Node's.
@@ -175,7 +182,48 @@ func (c *Client) DumpLines(ctx context.Context, which string, fn func(line []byt
 	return nil
 }
 
-// errorLine recognises the Error document that ends a dump that failed.
+// follow sends a command without a time limit and tells progress, if it is not nil,
+// how far it is until its answer comes.
+func follow[T any](ctx context.Context, c *Client, path string, q url.Values, progress ProgressFunc) (*T, error) {
+	if progress != nil {
+		q.Set("progress", "true")
+	}
+	if len(q) > 0 {
+		path += "?" + q.Encode()
+	}
+	if progress == nil {
+		return call[T](ctx, c, http.MethodPost, path, 0)
+	}
+	resp, err := c.do(ctx, http.MethodPost, path)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	for d := json.NewDecoder(resp.Body); ; {
+		var line json.RawMessage
+		if err := d.Decode(&line); err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return nil, fmt.Errorf("control socket %s: answer to %s: %w", c.path, path, err)
+		}
+		if remote, ok := errorLine(line); ok {
+			return nil, remote
+		}
+		var p progressLine
+		if json.Unmarshal(line, &p) == nil && p.Progress != nil {
+			progress(*p.Progress)
+			continue
+		}
+		doc := new(T)
+		if err := json.Unmarshal(line, doc); err != nil {
+			return nil, fmt.Errorf("control socket %s: answer to %s: %w", c.path, path, err)
+		}
+		return doc, nil
+	}
+}
+
+// errorLine recognises the Error document that ends an answer that failed.
 func errorLine(line []byte) (*RemoteError, bool) {
 	const begin = `{"error":` // no entry begins so
 	if len(line) < len(begin) || string(line[:len(begin)]) != begin {

@@ -12,20 +12,26 @@
 //	GET  /v1/status
 //	GET  /v1/stats
 //	GET  /v1/dump/internal  /v1/dump/external      one DumpEntry a line
-//	POST /v1/commit
+//	POST /v1/commit?dry-run=true|false&peer=NAME&progress=true|false
 //	POST /v1/flush?which=internal|external|both    default both
 //	POST /v1/resync?kernel=true|false              default false
 //	POST /v1/bulk
 //	POST /v1/verify
-//	POST /v1/role/primary  /v1/role/backup  /v1/role/fault
+//	POST /v1/role/primary  /v1/role/backup  /v1/role/fault      ?progress=true|false
 //	POST /v1/reload
 //
-// No request has a body. An answer is one JSON document, an error is an Error
+// No request has a body; options are false or empty when they are absent. An answer is one JSON document, an error is an Error
 // document with a status code that says whose fault it was: 400 and 404 and 405
 // the client's, 409 the same thing is running already, 503 not now, 500 it was
 // tried and failed. A dump that fails halfway ends with an Error document as
 // its last line, and the connection is then torn down, so that no reader takes
 // half a table for a whole one.
+//
+// With progress=true the answer to a command is one document a line: as many as
+// {"progress":{…}} as there is time for while it runs, and at last what the answer
+// would have been without. A command that fails before the first of them is answered
+// as ever; after it an Error document is the last line. A client that does not read
+// its lines misses some and delays nobody.
 //
 // # Who may do what
 //

@@ -32,6 +32,16 @@ var (
 	ErrInvalid = errors.New("invalid request")
 )
 
+// CommitOptions says what to commit, and how.
+type CommitOptions struct {
+	DryRun   bool         // only look, and report what would be done
+	Peer     string       // only the entries of the peer with this name; "" for those of all
+	Progress ProgressFunc // told now and then how far the commit is; nil for nobody
+}
+
+// ProgressFunc is told how far a commit is. It does not block.
+type ProgressFunc func(Progress)
+
 // Node is what the daemon does for the control socket. All methods are called
 // from several goroutines at once and none may keep another waiting longer than
 // it must. A returned document belongs to the caller.
@@ -46,7 +56,8 @@ type Node interface {
 
 	// Commit puts the external cache into the kernel and returns when that is
 	// done. Entries that the kernel refused are in the report and are no error.
-	Commit(ctx context.Context) (*CommitReport, error)
+	// A dry run only looks: its ctx ends when its client goes away.
+	Commit(ctx context.Context, o CommitOptions) (*CommitReport, error)
 
 	// Flush empties caches of the daemon: Internal, External or Both.
 	Flush(ctx context.Context, which string) (*Done, error)
@@ -72,8 +83,9 @@ type Node interface {
 	Dump(ctx context.Context, which string, fn func(*DumpEntry) error) error
 
 	// SetRole does all that a change to RolePrimary, RoleBackup or RoleFault
-	// needs and returns when it is done.
-	SetRole(ctx context.Context, role string) (*RoleReport, error)
+	// needs and returns when it is done. progress, if not nil, is told how far
+	// its commit is.
+	SetRole(ctx context.Context, role string, progress ProgressFunc) (*RoleReport, error)
 
 	// Reload reads the configuration again and applies what can be applied.
 	Reload(ctx context.Context) (*Done, error)

@@ -18,6 +18,8 @@ type fakeNode struct {
 	entries int                             // of a dump
 	dumpErr error                           // after the entries
 	block   func(ctx context.Context) error // in place of a command
+	steps   int                             // of progress, of a command that tells it
+	pace    chan struct{}                   // a value lets it go on after a step; nil for at once
 }
 
 var _ Node = (*fakeNode)(nil)
@@ -43,8 +45,29 @@ func (n *fakeNode) takeCalls() []string {
 func (n *fakeNode) Status(context.Context) (*Status, error) { return sampleStatus(), n.err }
 func (n *fakeNode) Stats(context.Context) (*Stats, error)   { return sampleStats(), n.err }
 
-func (n *fakeNode) Commit(ctx context.Context) (*CommitReport, error) {
-	return sampleCommit(), n.called(ctx, "commit")
+func (n *fakeNode) Commit(ctx context.Context, o CommitOptions) (*CommitReport, error) {
+	call := "commit"
+	if o.DryRun {
+		call += " dry"
+	}
+	if o.Peer != "" {
+		call += " of " + o.Peer
+	}
+	n.tell(o.Progress)
+	return sampleCommit(), n.called(ctx, "%s", call)
+}
+
+// tell reports progress to whoever wants to know.
+func (n *fakeNode) tell(progress ProgressFunc) {
+	if progress == nil {
+		return
+	}
+	for i := range n.steps {
+		progress(Progress{Done: uint64(i + 1), Total: uint64(n.steps), ElapsedS: float64(i)})
+		if n.pace != nil {
+			<-n.pace
+		}
+	}
 }
 
 func (n *fakeNode) Flush(ctx context.Context, which string) (*Done, error) {
@@ -67,9 +90,10 @@ func (n *fakeNode) Bulk(ctx context.Context) (*Done, error) {
 	return &Done{"sending"}, n.called(ctx, "bulk")
 }
 
-func (n *fakeNode) SetRole(ctx context.Context, role string) (*RoleReport, error) {
+func (n *fakeNode) SetRole(ctx context.Context, role string, progress ProgressFunc) (*RoleReport, error) {
 	r := sampleRole()
 	r.Role = role
+	n.tell(progress)
 	return r, n.called(ctx, "role %s", role)
 }
 

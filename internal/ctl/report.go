@@ -28,6 +28,19 @@ type CommitCount struct {
 	RefusedBy map[string]uint64 `json:"refused_by_reason,omitempty"`
 }
 
+// Progress says how far a commit is. Total is what the cache held when the commit
+// began; it changes meanwhile, so that Done may end below or above it.
+type Progress struct {
+	Done     uint64  `json:"done"`
+	Total    uint64  `json:"total"`
+	ElapsedS float64 `json:"elapsed_s"`
+}
+
+// progressLine is the line of an answer that tells of a Progress.
+type progressLine struct {
+	Progress *Progress `json:"progress"`
+}
+
 // Total returns the sum over flows, related flows and expectations.
 func (r *CommitReport) Total() CommitCount {
 	var t CommitCount

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -214,7 +215,39 @@ func (s *Server) routes(stop context.Context, node Node) http.Handler {
 			return q.answer(doc, err)
 		})
 	}
-	command("/v1/commit", func(ctx context.Context, q *request) (any, error) { return node.Commit(ctx) })
+	// One that takes long tells those who ask how far it is.
+	long := func(pattern string, f func(ctx context.Context, q *request, progress ProgressFunc) (any, error)) {
+		handle("POST "+pattern, func(q *request) error {
+			follow, err := q.flag("progress")
+			if err != nil {
+				return q.answer(nil, err)
+			}
+			began := time.Now()
+			var tell *teller
+			var progress ProgressFunc
+			if follow {
+				tell = q.newTeller()
+				progress = tell.progress
+			}
+			doc, err := f(stop, q, progress)
+			q.logCommand(time.Since(began), err)
+			if follow {
+				return tell.answer(doc, err)
+			}
+			return q.answer(doc, err)
+		})
+	}
+	long("/v1/commit", func(ctx context.Context, q *request, progress ProgressFunc) (any, error) {
+		o := CommitOptions{Peer: q.r.URL.Query().Get("peer"), Progress: progress}
+		var err error
+		if o.DryRun, err = q.flag("dry-run"); err != nil {
+			return nil, err
+		}
+		if o.DryRun {
+			ctx = q.r.Context() // nothing has begun that must be finished
+		}
+		return node.Commit(ctx, o)
+	})
 	command("/v1/verify", func(ctx context.Context, q *request) (any, error) { return node.Verify(ctx) })
 	command("/v1/bulk", func(ctx context.Context, q *request) (any, error) { return node.Bulk(ctx) })
 	command("/v1/reload", func(ctx context.Context, q *request) (any, error) { return node.Reload(ctx) })
@@ -226,15 +259,15 @@ func (s *Server) routes(stop context.Context, node Node) http.Handler {
 		return node.Flush(ctx, which)
 	})
 	command("/v1/resync", func(ctx context.Context, q *request) (any, error) {
-		kernel, err := q.option("kernel", "false", "true", "false")
+		kernel, err := q.flag("kernel")
 		if err != nil {
 			return nil, err
 		}
-		return node.Resync(ctx, kernel == "true")
+		return node.Resync(ctx, kernel)
 	})
 	for _, role := range []string{RolePrimary, RoleBackup, RoleFault} {
-		command("/v1/role/"+role, func(ctx context.Context, q *request) (any, error) {
-			doc, err := node.SetRole(ctx, role)
+		long("/v1/role/"+role, func(ctx context.Context, q *request, progress ProgressFunc) (any, error) {
+			doc, err := node.SetRole(ctx, role, progress)
 			if err == nil {
 				notNil(&doc.Steps)
 			}
@@ -288,12 +321,27 @@ func (q *request) checkForm() error {
 		return fmt.Errorf("%w: a request has no body", errUsage)
 	}
 	for name := range q.r.URL.Query() {
-		known := name == "which" && q.r.URL.Path == "/v1/flush" || name == "kernel" && q.r.URL.Path == "/v1/resync"
-		if !known {
+		if !slices.Contains(options[q.r.URL.Path], name) {
 			return fmt.Errorf("%w: unknown option %q", errUsage, name)
 		}
 	}
 	return nil
+}
+
+// options are the names of what can be asked of a path.
+var options = map[string][]string{
+	"/v1/flush":               {"which"},
+	"/v1/resync":              {"kernel"},
+	"/v1/commit":              {"dry-run", "peer", "progress"},
+	"/v1/role/" + RolePrimary: {"progress"},
+	"/v1/role/" + RoleBackup:  {"progress"},
+	"/v1/role/" + RoleFault:   {"progress"},
+}
+
+// flag returns the value of a query parameter that is true or false, or absent.
+func (q *request) flag(name string) (bool, error) {
+	v, err := q.option(name, "false", "true", "false")
+	return v == "true", err
 }
 
 // option returns the value of a query parameter, or def when it is absent.
@@ -394,12 +442,7 @@ func (q *request) dump(node Node, which string) error {
 	})
 	switch {
 	case lost != nil:
-		q.failed.Add(1)
-		if errors.Is(lost, os.ErrDeadlineExceeded) {
-			q.cutOff.Add(1)
-			q.log.Warn("control client cut off: it does not read its dump", q.credFields()...)
-		}
-		return lost
+		return q.cut(lost, "control client cut off: it does not read its dump")
 	case err != nil && !sent:
 		return q.answer(nil, err)
 	case err != nil:
@@ -410,6 +453,16 @@ func (q *request) dump(node Node, which string) error {
 		return err
 	}
 	return flush()
+}
+
+// cut counts a client that is gone or does not read, as err says, and returns err.
+func (q *request) cut(err error, why string) error {
+	q.failed.Add(1)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		q.cutOff.Add(1)
+		q.log.Warn(why, q.credFields()...)
+	}
+	return err
 }
 
 func (q *request) logCommand(took time.Duration, err error) {

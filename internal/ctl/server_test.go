@@ -115,6 +115,7 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/dump/internal", 200, "internal.jsonl", ""},
 		{"GET", "/v1/dump/external", 200, "external.jsonl", ""},
 		{"POST", "/v1/commit", 200, "commit.json", "commit"},
+		{"POST", "/v1/commit?dry-run=true&peer=fw2&progress=false", 200, "commit.json", "commit dry of fw2"},
 		{"POST", "/v1/flush", 200, `{"message":"flushed both"}`, "flush both"},
 		{"POST", "/v1/flush?which=internal", 200, `{"message":"flushed internal"}`, "flush internal"},
 		{"POST", "/v1/flush?which=external", 200, `{"message":"flushed external"}`, "flush external"},
@@ -129,6 +130,9 @@ func TestRoutes(t *testing.T) {
 
 		{"POST", "/v1/flush?which=kernel", 400, `{"error":"bad request: which is \"kernel\", it can be [\"internal\" \"external\" \"both\"]"}`, ""},
 		{"POST", "/v1/resync?kernel=perhaps", 400, `{"error":"bad request: kernel is \"perhaps\", it can be [\"true\" \"false\"]"}`, ""},
+		{"POST", "/v1/commit?dry-run=1", 400, `{"error":"bad request: dry-run is \"1\", it can be [\"true\" \"false\"]"}`, ""},
+		{"POST", "/v1/commit?progress=1", 400, `{"error":"bad request: progress is \"1\", it can be [\"true\" \"false\"]"}`, ""},
+		{"POST", "/v1/role/backup?peer=fw2", 400, `{"error":"bad request: unknown option \"peer\""}`, ""},
 		{"POST", "/v1/commit?kernel=true", 400, `{"error":"bad request: unknown option \"kernel\""}`, ""},
 		{"GET", "/", 404, `{"error":"no such path: /"}`, ""},
 		{"GET", "/v1/dump/kernel", 404, `{"error":"no such path: /v1/dump/kernel"}`, ""},
@@ -185,7 +189,7 @@ func TestErrorsHaveTheirCodes(t *testing.T) {
 			}
 		}
 		c, _ := Dial(path)
-		_, err := c.Commit(t.Context())
+		_, err := c.Commit(t.Context(), CommitOptions{})
 		if err == nil || err.Error() != tt.err.Error() {
 			t.Errorf("client: %v, want %v", err, tt.err)
 		}
@@ -220,9 +224,9 @@ func TestClient(t *testing.T) {
 	want := sampleStats()
 	want.Control = ControlStats{Connections: 2, Requests: 2}
 	check("stats", stats, want, err)
-	commit, err := c.Commit(ctx)
+	commit, err := c.Commit(ctx, CommitOptions{})
 	check("commit", commit, sampleCommit(), err)
-	role, err := c.SetRole(ctx, RolePrimary)
+	role, err := c.SetRole(ctx, RolePrimary, nil)
 	check("role", role, sampleRole(), err)
 	done, err := c.Flush(ctx, External)
 	check("flush", done, &Done{"flushed external"}, err)
@@ -338,7 +342,7 @@ func TestHangingClients(t *testing.T) {
 	}
 	c, _ := Dial(path)
 	began := time.Now()
-	if _, err := c.Commit(t.Context()); err != nil {
+	if _, err := c.Commit(t.Context(), CommitOptions{}); err != nil {
 		t.Errorf("commit beside hanging clients: %v", err)
 	}
 	if took := time.Since(began); took > 2*time.Second {
@@ -434,7 +438,7 @@ func TestCommandOutlivesItsClient(t *testing.T) {
 	c, _ := Dial(s.Path())
 	ctx, leave := context.WithCancel(t.Context())
 	answered := make(chan error)
-	commit := func(ctx context.Context) { _, err := c.Commit(ctx); answered <- err }
+	commit := func(ctx context.Context) { _, err := c.Commit(ctx, CommitOptions{}); answered <- err }
 	go commit(ctx)
 	<-began
 	leave()

@@ -3,7 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,6 +28,9 @@ type externalSource struct {
 	ctx    context.Context
 	engine *engine.Engine
 	since  monotime.Time // start of the commit, less the resolution of the cache's times
+	total  uint64        // entries at the start
+	only   bool          // those of owner alone
+	owner  uint8
 	pass   commit.Pass
 	owners []uint8 // whose entries remain to be handed out in this pass
 	pos    flow.Handle
@@ -32,6 +39,57 @@ type externalSource struct {
 
 // walkSlots bounds the slots visited in one turn of the loop.
 const walkSlots = 4096
+
+// newSource returns a source of the entries of the peer with this name, or of all
+// peers if it is "".
+func (d *Daemon) newSource(ctx context.Context, peer string) (*externalSource, error) {
+	s := &externalSource{
+		ctx: ctx, engine: d.engine, since: monotime.Now().Add(-cache.Resolution),
+		only: peer != "",
+	}
+	found := !s.only
+	names := map[string]bool{} // of the peers
+	err := d.engine.Do(ctx, func() {
+		r := d.engine.Replica()
+		for _, o := range r.Owners() {
+			name := d.mode.ownerName(o)
+			if names[name] = true; name == peer {
+				s.owner, found = o, true
+			}
+		}
+		for _, o := range s.choose(r) {
+			s.total += uint64(r.Cache(o).Len())
+		}
+		if !found { // a peer that is known may have told nothing yet
+			var v view
+			d.mode.look(&v)
+			for i := range v.peers {
+				name := v.peers[i].Name
+				names[name] = true
+				found = found || name == peer
+			}
+		}
+	})
+	if err == nil && !found {
+		known := "none is known yet"
+		if len(names) > 0 {
+			known = "known are " + strings.Join(slices.Sorted(maps.Keys(names)), ", ")
+		}
+		err = fmt.Errorf("%w: unknown peer %q, %s", ctl.ErrInvalid, peer, known)
+	}
+	return s, err
+}
+
+// choose returns the owners whose entries are to be handed out. It is never nil.
+func (s *externalSource) choose(r *engine.Replica) []uint8 {
+	owners := []uint8{}
+	for _, o := range r.Owners() {
+		if !s.only || o == s.owner {
+			owners = append(owners, o)
+		}
+	}
+	return owners
+}
 
 // Next implements commit.Source. An entry may change its class behind the walk of
 // the pass that it belongs to from then on: so every pass hands out what changed
@@ -44,7 +102,7 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 		err := s.engine.Do(s.ctx, func() {
 			r, now := s.engine.Replica(), s.engine.Now()
 			if s.owners == nil {
-				s.owners = r.Owners()
+				s.owners = s.choose(r)
 			}
 			if s.ended = len(s.owners) == 0; s.ended {
 				return
@@ -110,19 +168,50 @@ func (k kernel) Flush(fail func(int, unix.Errno)) error {
 
 func (k kernel) Get(t *flow.Tuple, f *flow.Flow) error { return k.w.Get(t, f) }
 
-// commitExternal puts the external cache into the kernel. The caller holds ops.
-func (d *Daemon) commitExternal(ctx context.Context) (*ctl.CommitReport, error) {
-	d.setTask("commit")
-	defer d.setTask("")
+// runCommit commits what src hands out, with the options of the configuration.
+func (d *Daemon) runCommit(ctx context.Context, src *externalSource, w *ctnetlink.Writer, dry bool, progress ctl.ProgressFunc) (commit.Report, error) {
 	cfg := d.config()
-	started := time.Now()
-	k := kernel{d.commits, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels}}
-	src := &externalSource{ctx: ctx, engine: d.engine, since: monotime.Now().Add(-cache.Resolution)}
-	r, err := commit.Run(ctx, src, k, commit.Options{
+	o := commit.Options{
 		Timeout:  uint32(cfg.Commit.Timeout / time.Second),
 		MarkMask: cfg.Filter.MarkMask,
 		Labels:   cfg.Filter.Labels,
-	})
+		DryRun:   dry,
+	}
+	if progress != nil {
+		o.Progress = func(r *commit.Report) {
+			progress(ctl.Progress{Done: uint64(r.Entries), Total: src.total, ElapsedS: r.Duration.Seconds()})
+		}
+	}
+	r, err := commit.Run(ctx, src, kernel{w, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels}}, o)
+	if err == nil && progress != nil {
+		o.Progress(&r) // a role has more to do
+	}
+	return r, err
+}
+
+// dryRun reports what a commit would do. It has a socket of its own, so that no
+// change of role waits for it.
+func (d *Daemon) dryRun(ctx context.Context, src *externalSource, progress ctl.ProgressFunc) (*ctl.CommitReport, error) {
+	w, err := ctnetlink.NewWriter(ctnetlink.WriterConfig{})
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	started := time.Now()
+	r, err := d.runCommit(ctx, src, w, true, progress)
+	if err != nil {
+		return nil, err
+	}
+	return commitReport(&r, started), nil
+}
+
+// commitExternal puts what src hands out into the kernel. The caller holds ops. The
+// report is never nil.
+func (d *Daemon) commitExternal(ctx context.Context, src *externalSource, progress ctl.ProgressFunc) (*ctl.CommitReport, error) {
+	d.setTask("commit")
+	defer d.setTask("")
+	started := time.Now()
+	r, err := d.runCommit(ctx, src, d.commits, false, progress)
 	rep := commitReport(&r, started)
 	d.mu.Lock()
 	d.lastCommit = rep

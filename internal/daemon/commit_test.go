@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -129,6 +130,54 @@ func TestSourceWhileTheCacheChanges(t *testing.T) {
 	}
 }
 
+func TestSourceOfOnePeer(t *testing.T) {
+	d, _ := newDaemon(t, validConfig)
+	const n = 100
+	d.external(t, func(put func(flow.Flow)) {
+		for i := range n {
+			put(classes(i))
+		}
+	})
+	if err := d.engine.Do(t.Context(), func() { // of an owner that is not the one
+		f := testFlow(n, flow.TCPEstablished)
+		if err := d.engine.Replica().Restore(7, &f, d.engine.Now()); err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	d.mode = namedOwners{d.mode}
+	for peer, want := range map[string]uint64{"": n + 1, "fw1": n, "fw7": 1} {
+		src, err := d.newSource(t.Context(), peer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[flow.Tuple]int{}
+		for _, p := range passes {
+			take(t, src, p, got, nil)
+		}
+		if src.total != want || uint64(len(got)) != want {
+			t.Errorf("peer %q: %d flows of %d, want %d", peer, len(got), src.total, want)
+		}
+	}
+	for _, o := range []ctl.CommitOptions{{Peer: "fw2"}, {Peer: "fw2", DryRun: true}} {
+		_, err := d.Commit(t.Context(), o)
+		const want = `commit: invalid request: unknown peer "fw2", known are 127.0.0.2, fw1, fw7`
+		if !errors.Is(err, ctl.ErrInvalid) || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	// One that is expected, and has told nothing.
+	if src, err := d.newSource(t.Context(), "127.0.0.2"); err != nil || src.total != 0 {
+		t.Errorf("%v", err)
+	}
+}
+
+// namedOwners is a mode whose owners have names.
+type namedOwners struct{ mode }
+
+func (namedOwners) ownerName(o uint8) string { return fmt.Sprintf("fw%d", o) }
+
 func TestSourceEndsWithItsContext(t *testing.T) {
 	d, _ := newDaemon(t, validConfig)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -148,12 +197,12 @@ func TestCommitIsExclusive(t *testing.T) {
 	if err := d.acquire(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Commit(t.Context()); !errors.Is(err, ctl.ErrBusy) {
+	if _, err := d.Commit(t.Context(), ctl.CommitOptions{}); !errors.Is(err, ctl.ErrBusy) {
 		t.Errorf("a second commit: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := d.SetRole(ctx, ctl.RoleBackup); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := d.SetRole(ctx, ctl.RoleBackup, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a role during a commit: %v", err)
 	}
 	d.release()

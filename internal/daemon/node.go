@@ -14,14 +14,21 @@ import (
 )
 
 // Commit implements ctl.Node.
-func (d *Daemon) Commit(ctx context.Context) (*ctl.CommitReport, error) {
+func (d *Daemon) Commit(ctx context.Context, o ctl.CommitOptions) (*ctl.CommitReport, error) {
+	src, err := d.newSource(ctx, o.Peer)
+	if err != nil {
+		return nil, fmt.Errorf("commit: %w", err)
+	}
+	if o.DryRun {
+		return d.dryRun(ctx, src, o.Progress)
+	}
 	select {
 	case <-d.ops:
 	default:
 		return nil, fmt.Errorf("commit: %w", ctl.ErrBusy)
 	}
 	defer d.release()
-	return d.commitExternal(ctx)
+	return d.commitExternal(ctx, src, o.Progress)
 }
 
 // Flush implements ctl.Node.

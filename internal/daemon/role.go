@@ -28,7 +28,7 @@ func (d *Daemon) release() { d.ops <- struct{}{} }
 //	primary  commit, flush the external cache, read the kernel's table, bulk update
 //	backup   ask the peer for its state; purge the kernel's flows after a while
 //	fault    as backup
-func (d *Daemon) SetRole(ctx context.Context, role string) (*ctl.RoleReport, error) {
+func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.ProgressFunc) (*ctl.RoleReport, error) {
 	if role != ctl.RolePrimary && role != ctl.RoleBackup && role != ctl.RoleFault {
 		return nil, fmt.Errorf("role %q: %w: primary, backup or fault", role, ctl.ErrInvalid)
 	}
@@ -56,7 +56,7 @@ func (d *Daemon) SetRole(ctx context.Context, role string) (*ctl.RoleReport, err
 	}
 	var err error
 	if role == ctl.RolePrimary {
-		err = d.becomePrimary(ctx, rep, step)
+		err = d.becomePrimary(ctx, rep, progress, step)
 	} else {
 		err = step("resync", func() (string, error) { return "asked the peer for its state", d.requestResync(ctx) })
 		_ = step("purge", func() (string, error) { return d.schedulePurge(), nil })
@@ -67,9 +67,13 @@ func (d *Daemon) SetRole(ctx context.Context, role string) (*ctl.RoleReport, err
 
 // becomePrimary does the steps of a takeover. Each is tried even if one before it
 // failed: a connection saved is a connection saved.
-func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, step func(string, func() (string, error)) error) error {
+func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, progress ctl.ProgressFunc, step func(string, func() (string, error)) error) error {
 	first := step("commit", func() (msg string, err error) {
-		rep.Commit, err = d.commitExternal(ctx)
+		src, err := d.newSource(ctx, "")
+		if err != nil {
+			return "", err
+		}
+		rep.Commit, err = d.commitExternal(ctx, src, progress)
 		t := rep.Commit.Total()
 		return fmt.Sprintf("%d of %d entries are in the kernel", t.Created+t.Updated+t.AlreadyThere, t.Entries), err
 	})

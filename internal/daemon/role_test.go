@@ -11,10 +11,10 @@ import (
 
 func TestBackup(t *testing.T) {
 	d, _ := newDaemon(t, validConfig+"[purge]\nafter = \"1h\"\n")
-	if _, err := d.SetRole(t.Context(), "master"); !errors.Is(err, ctl.ErrInvalid) {
+	if _, err := d.SetRole(t.Context(), "master", nil); !errors.Is(err, ctl.ErrInvalid) {
 		t.Errorf("an unknown role: %v", err)
 	}
-	rep, err := d.SetRole(t.Context(), ctl.RoleBackup)
+	rep, err := d.SetRole(t.Context(), ctl.RoleBackup, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func TestBackup(t *testing.T) {
 
 func TestNoPurge(t *testing.T) {
 	d, _ := newDaemon(t, validConfig+"[purge]\nafter = \"0s\"\n")
-	rep, err := d.SetRole(t.Context(), ctl.RoleFault)
+	rep, err := d.SetRole(t.Context(), ctl.RoleFault, nil)
 	if err != nil || d.purge != nil || !strings.Contains(rep.Steps[1].Message, "stay") {
 		t.Errorf("%v, %+v", err, rep)
 	}

@@ -115,7 +115,7 @@ func (d *daemon) status(ctx context.Context) (*ctl.Status, error) {
 // returns what that did and how long it took.
 func (d *daemon) setRole(ctx context.Context, role string) (*ctl.RoleReport, time.Duration, error) {
 	begin := time.Now()
-	r, err := d.client.SetRole(ctx, role)
+	r, err := d.client.SetRole(ctx, role, nil)
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s on %s: %w", role, d.name, err)
 	}

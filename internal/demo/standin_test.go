@@ -88,7 +88,7 @@ func (s *standIn) Status(context.Context) (*ctl.Status, error) {
 	}, err
 }
 
-func (s *standIn) SetRole(_ context.Context, role string) (*ctl.RoleReport, error) {
+func (s *standIn) SetRole(_ context.Context, role string, _ ctl.ProgressFunc) (*ctl.RoleReport, error) {
 	r := &ctl.RoleReport{Role: role, Before: s.role}
 	s.role = role
 	if s.name == "fw2" && role == ctl.RolePrimary && s.how != "forgetful" {

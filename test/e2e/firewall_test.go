@@ -207,7 +207,7 @@ func (f *firewall) Commit() *ctl.CommitReport {
 		f.conntrackd("-c")
 		return nil
 	}
-	r, err := f.ctl.Commit(context.Background())
+	r, err := f.ctl.Commit(context.Background(), ctl.CommitOptions{})
 	ok(f.t, err)
 	return r
 }
@@ -222,7 +222,7 @@ func (f *firewall) Primary() {
 		f.conntrackd("-B")
 		return
 	}
-	_, err := f.ctl.SetRole(context.Background(), ctl.RolePrimary)
+	_, err := f.ctl.SetRole(context.Background(), ctl.RolePrimary, nil)
 	ok(f.t, err)
 }
 
@@ -234,7 +234,7 @@ func (f *firewall) Backup() {
 		f.conntrackd("-n")
 		return
 	}
-	_, err := f.ctl.SetRole(context.Background(), ctl.RoleBackup)
+	_, err := f.ctl.SetRole(context.Background(), ctl.RoleBackup, nil)
 	ok(f.t, err)
 }
 
