@@ -1,6 +1,7 @@
 // Package ctnetlink is the kernel side of the daemon: it listens to
 // conntrack events, dumps the table, and gets, creates, updates and deletes
-// entries through ctnetlink (nfnetlink subsystem 1).
+// entries through ctnetlink (nfnetlink subsystem 1), and expectations
+// (subsystem 2).
 //
 // It owns sockets, netlink messages and attributes, and nothing that decides:
 // which flow is replicated, what to do about an entry that exists already or
@@ -36,4 +37,7 @@
 //   - After an overflow the kernel drops everything until the queue has been
 //     read empty, and a dump must say what was missed.
 //   - A DELETE without a tuple flushes the table. Nothing here can send one.
+//   - An expectation ends when the flow that it expects begins, and with its
+//     master; the kernel tells of its end before the former and after the latter,
+//     which then carries no port id. It never tells in which zone one is.
 package ctnetlink

@@ -39,8 +39,8 @@ type ListenConfig struct {
 	NetNS int // descriptor of the network namespace, 0 for that of the calling thread
 
 	// Groups are the multicast groups to join; nil means those of conntrack
-	// entries: new, update and destroy. Only entries are decoded: messages of
-	// other groups count as bad.
+	// entries (new, update and destroy) and of expectations (new and destroy; the
+	// kernel never tells of an update). Messages of other groups count as bad.
 	Groups []uint32
 
 	BufferSize int // receive buffer wanted, in octets; 0 leaves the default
@@ -126,7 +126,10 @@ func (l *Listener) open(cfg ListenConfig) error {
 	l.bufferSize.Store(int64(size))
 	groups := cfg.Groups
 	if groups == nil {
-		groups = []uint32{unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_UPDATE, unix.NFNLGRP_CONNTRACK_DESTROY}
+		// On one socket, because their order matters: the end of an expectation comes
+		// before the flow that fulfilled it.
+		groups = []uint32{unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_UPDATE, unix.NFNLGRP_CONNTRACK_DESTROY,
+			unix.NFNLGRP_CONNTRACK_EXP_NEW, unix.NFNLGRP_CONNTRACK_EXP_DESTROY}
 	}
 	for _, g := range groups {
 		if err := l.conn.JoinGroup(g); err != nil {
@@ -229,7 +232,7 @@ func (l *Listener) take(ctx context.Context, free <-chan *flow.Batch) error {
 	}
 	select {
 	case l.batch = <-free:
-		l.batch.N, l.batch.Overrun = 0, false
+		l.batch.N, l.batch.NExpect, l.batch.Overrun = 0, 0, false
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -256,7 +259,7 @@ func (l *Listener) decode(ctx context.Context, free <-chan *flow.Batch, full cha
 		l.bad.Add(bad)
 	}()
 	for ; l.next < l.n; l.next++ {
-		if l.batch.N == flow.BatchSize {
+		if l.batch.N == flow.BatchSize || l.batch.NExpect == flow.ExpectBatchSize {
 			if err := l.pass(ctx, full); err != nil {
 				return err
 			}
@@ -264,7 +267,9 @@ func (l *Listener) decode(ctx context.Context, free <-chan *flow.Batch, full cha
 				return err
 			}
 		}
-		if DecodeEvent(l.rx.datagram(l.next), &l.batch.Events[l.batch.N]) != nil {
+		msg := l.rx.datagram(l.next)
+		// Entries first: expectations are rare, and must not cost them anything.
+		if DecodeEvent(msg, &l.batch.Events[l.batch.N]) != nil && !l.expect(msg) {
 			bad++
 			continue
 		}
@@ -275,6 +280,19 @@ func (l *Listener) decode(ctx context.Context, free <-chan *flow.Batch, full cha
 		l.draining = max(l.draining-l.n, 1)
 	}
 	return nil
+}
+
+// expect decodes msg as an event about an expectation into the batch, which has room,
+// and reports whether it is one.
+func (l *Listener) expect(msg []byte) bool {
+	b := l.batch
+	kind, port, err := DecodeExpect(msg, &b.Expects[b.NExpect])
+	if err != nil {
+		return false
+	}
+	b.NExpect++
+	b.Events[b.N] = flow.Event{Kind: kind, PortID: port, Expect: uint8(b.NExpect)}
+	return true
 }
 
 // flush hands over what there is after the socket has been read empty.

@@ -422,6 +422,7 @@ type listening struct {
 	finished chan struct{}
 	discard  bool // keep no events, in benchmarks
 	events   []flow.Event
+	expects  map[int]flow.Expect // by index of the event
 	overruns int
 	t        testing.TB
 }
@@ -434,7 +435,7 @@ func listen(t testing.TB, ns *testNS, cfg ListenConfig) *listening {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	s := &listening{Listener: l, cancel: cancel, done: make(chan error, 1), finished: make(chan struct{}), t: t}
+	s := &listening{Listener: l, cancel: cancel, done: make(chan error, 1), finished: make(chan struct{}), t: t, expects: map[int]flow.Expect{}}
 	_, s.discard = t.(*testing.B)
 	free, full := make(chan *flow.Batch, 8), make(chan *flow.Batch, 8)
 	for range cap(free) {
@@ -448,7 +449,12 @@ func listen(t testing.TB, ns *testNS, cfg ListenConfig) *listening {
 		defer close(s.finished)
 		for b := range full {
 			if !s.discard {
-				s.events = append(s.events, b.Events[:b.N]...)
+				for i := range b.N {
+					if k := b.Events[i].Expect; k != 0 {
+						s.expects[len(s.events)] = b.Expects[k-1]
+					}
+					s.events = append(s.events, b.Events[i])
+				}
 			}
 			if b.Overrun {
 				s.overruns++

@@ -213,12 +213,26 @@ func (w *Writer) Get(t *flow.Tuple, f *flow.Flow) error {
 	if err := w.exchange(b); err != nil {
 		return fmt.Errorf("ctnetlink: get: %w", err)
 	}
+	msg, err := w.reply("get")
+	if err != nil {
+		return err
+	}
+	if err := DecodeEvent(msg, &w.ev); err != nil {
+		return err
+	}
+	*f = w.ev.Flow
+	return nil
+}
+
+// reply returns the answer to the get with number getSeq, valid until something else
+// is read. what it asks for stands in the error.
+func (w *Writer) reply(what string) ([]byte, error) {
 	for {
 		if err := w.raw.Read(w.recv); err != nil {
-			return fmt.Errorf("ctnetlink: get: %w", err)
+			return nil, fmt.Errorf("ctnetlink: %s: %w", what, err)
 		}
 		if w.errno != 0 {
-			return fmt.Errorf("ctnetlink: get: %w", os.NewSyscallError("recvmmsg", w.errno))
+			return nil, fmt.Errorf("ctnetlink: %s: %w", what, os.NewSyscallError("recvmmsg", w.errno))
 		}
 		for i := range w.received {
 			msg, _, ok := message(w.rx.datagram(i))
@@ -227,15 +241,11 @@ func (w *Writer) Get(t *flow.Tuple, f *flow.Flow) error {
 			}
 			if native.Uint16(msg[4:]) == unix.NLMSG_ERROR {
 				if errno, ok := messageErrno(msg); ok && errno != 0 {
-					return errno
+					return nil, errno
 				}
-				return errMessageLength
+				return nil, errMessageLength
 			}
-			if err := DecodeEvent(msg, &w.ev); err != nil {
-				return err
-			}
-			*f = w.ev.Flow
-			return nil
+			return msg, nil
 		}
 	}
 }

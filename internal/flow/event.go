@@ -24,21 +24,28 @@ func (k EventKind) String() string {
 	return "?"
 }
 
-// Event is one kernel message about a flow.
+// Event is one kernel message about a flow, or about an expectation.
 type Event struct {
 	Flow   Flow
 	Kind   EventKind
+	Expect uint8  // if not 0, the event is about Expects[Expect-1] of its batch, and Flow is zero
 	PortID uint32 // netlink port of the socket that made the change, 0 for traffic and timers
 }
 
 // BatchSize is how many events travel between goroutines at once.
 const BatchSize = 64
 
+// ExpectBatchSize is how many of them can be about expectations. These are rare, and
+// the others need not carry room for one.
+const ExpectBatchSize = 8
+
 // Batch carries events from the goroutine that read them to the loop. Whoever
 // holds the pointer owns it.
 type Batch struct {
 	Events  [BatchSize]Event
-	N       int  // events in use
+	N       int // events in use
+	Expects [ExpectBatchSize]Expect
+	NExpect int  // expectations in use
 	Overrun bool // the kernel dropped events after those of this batch
 }
 

@@ -30,6 +30,33 @@ type Expect struct {
 	Fn      [28]byte // NUL-padded name of the kernel's expect function, at most 27 octets
 }
 
+// ExpectKey is set in the family of a tuple that is the key of an expectation, so that
+// it is never that of a flow.
+const ExpectKey = 0x80
+
+// Key is the identity of x: what is expected. A kernel has no two expectations that
+// would match the same packet.
+func (x *Expect) Key() Tuple {
+	t := x.Tuple
+	t.Family |= ExpectKey
+	return t
+}
+
+// IsExpectKey reports whether t is the key of an expectation.
+func (t *Tuple) IsExpectKey() bool { return t.Family&ExpectKey != 0 }
+
+// SameExpect reports whether a and b say the same but for timeout and id, which are
+// of one moment and of one kernel.
+func SameExpect(a, b *Expect) bool {
+	x, y := *a, *b
+	x.Timeout, y.Timeout = 0, 0
+	x.ID, y.ID = 0, 0
+	const ours = ExpectHasTimeout | ExpectHasID
+	x.Has &^= ours
+	y.Has &^= ours
+	return x == y
+}
+
 // Expectation flags (NF_CT_EXPECT_*).
 const (
 	ExpectFlagPermanent = 1
