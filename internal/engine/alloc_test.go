@@ -87,7 +87,7 @@ func (r *receiving) round() {
 	for i := range r.flows {
 		r.flows[i].Mark++
 		r.flows[i].Has |= flow.HasMark
-		r.b = wire.AppendFlow(r.b, wire.CTUpd, 0, r.seq, &r.flows[i])
+		r.b = wire.AppendFlow(r.b, wire.Conntrackd, wire.CTUpd, 0, r.seq, &r.flows[i])
 		r.seq++
 	}
 	r.rd.Reset(r.b)

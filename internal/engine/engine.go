@@ -107,7 +107,7 @@ type Config struct {
 	ExternalLimit int    // entries of one peer
 	Labels        bool   // replicate labels
 	MarkMask      uint32 // bits of the mark that are replicated
-	Mirror        bool   // peers hold exactly the internal cache: own changes are replicated too
+	Mirror        bool   // the syncd dialect: peers hold exactly the internal cache, own changes are replicated too
 }
 
 // Engine is the loop and what it owns. All fields below the first group belong to
@@ -461,6 +461,14 @@ const room = max(wire.MaxFlowLen, wire.MaxSyncLen)
 // maxDatagram bounds datagrams on links with a very large MTU (octets).
 const maxDatagram = 16384
 
+// dialect is that of the messages about flows.
+func (e *Engine) dialect() wire.Dialect {
+	if e.cfg.Mirror {
+		return wire.Syncd
+	}
+	return wire.Conntrackd
+}
+
 // AppendFlow, Dead, Release and Walk make the internal cache the store of the
 // mode.
 
@@ -478,7 +486,7 @@ func (e *Engine) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq,
 	if fl.Has&flow.HasTimeout != 0 {
 		fl.Timeout = flow.Remaining(fl.Timeout, now.Sub(e.internal.Updated(h)))
 	}
-	return wire.AppendFlow(b, t, f, seq, fl)
+	return wire.AppendFlow(b, e.dialect(), t, f, seq, fl)
 }
 
 // Dead implements ftfw.Store.

@@ -29,7 +29,7 @@ func newVoice(n *simnet.Network, addr netip.Addr) *voice {
 func (v *voice) data(t wire.Type, flows ...flow.Flow) {
 	for _, f := range flows {
 		f.Has |= flow.HasStatus | flow.HasReply | flow.HasTimeout
-		v.Send([][]byte{wire.AppendFlow(nil, t, 0, v.seq, &f)})
+		v.Send([][]byte{wire.AppendFlow(nil, wire.Conntrackd, t, 0, v.seq, &f)})
 		v.seq++
 	}
 }
@@ -179,7 +179,7 @@ func TestMalformed(t *testing.T) {
 		a := newVoice(n, addrA)
 		f := newFlow(0)
 		f.Has |= flow.HasStatus
-		good := wire.AppendFlow(nil, wire.CTNew, 0, 1, &f)
+		good := wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 1, &f)
 		bad := func(change func(b []byte)) []byte {
 			b := append([]byte(nil), good...)
 			change(b)
@@ -224,7 +224,7 @@ func TestManyMessages(t *testing.T) {
 		var d []byte
 		for i := range 1000 {
 			f := newFlow(i)
-			d = wire.AppendFlow(d, wire.CTNew, 0, a.seq, &f)
+			d = wire.AppendFlow(d, wire.Conntrackd, wire.CTNew, 0, a.seq, &f)
 			a.seq++
 		}
 		a.Send([][]byte{d})

@@ -89,7 +89,7 @@ func (r *Replica) Audit(owner uint8, seed uint64, from flow.Handle) flow.Handle 
 			return true // from a snapshot: in doubt anyhow
 		}
 		o.cache.Load(h, &f)
-		if hash := wire.FlowHash(seed, wire.AppendFlow(buf[:0], wire.CTNew, 0, 0, &f)); hash != m.hash {
+		if hash := wire.FlowHash(seed, wire.AppendFlow(buf[:0], wire.Syncd, wire.CTNew, 0, 0, &f)); hash != m.hash {
 			o.account(&f.Orig, m, hash)
 			o.found.note(&o.found.Corrupted, "corrupted", &f.Orig)
 		}

@@ -48,7 +48,7 @@ func bucketOf(i int) uint8 {
 // message returns a data message as a reader would parse it.
 func message(t rapid.TB, typ wire.Type, flags wire.Flags, seq wire.Seq, session uint64, f *flow.Flow) *wire.Message {
 	rd := wire.Reader{Sync: true, Seed: session}
-	rd.Reset(wire.AppendFlow(nil, typ, flags, seq, f))
+	rd.Reset(wire.AppendFlow(nil, wire.Syncd, typ, flags, seq, f))
 	m := new(wire.Message)
 	if !rd.Next(m) || m.Fault != wire.FaultNone {
 		t.Fatalf("a message that does not parse: %v", m.Fault)

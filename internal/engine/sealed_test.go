@@ -180,7 +180,7 @@ func (r *sealedReceiving) round() {
 	for i := range r.flows {
 		r.flows[i].Mark++
 		r.flows[i].Has |= flow.HasMark
-		r.plain = wire.AppendFlow(r.plain, wire.CTNew, 0, r.seq, &r.flows[i])
+		r.plain = wire.AppendFlow(r.plain, wire.Syncd, wire.CTNew, 0, r.seq, &r.flows[i])
 		r.seq++
 	}
 	r.say(r.plain)

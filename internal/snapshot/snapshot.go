@@ -14,7 +14,7 @@
 //	then for each owner:
 //	       1     length of the name, not 0
 //	       n     name
-//	       then messages CT_NEW of the replication format, each of which begins
+//	       then messages CT_NEW of the syncd dialect, each of which begins
 //	       with its length in its own header; the number in the header is the age
 //	       of the entry in seconds. A header of eight zero octets ends the owner.
 //	then   1     zero
@@ -88,7 +88,7 @@ func (s *Writer) end() {
 
 // Flow adds an entry of the present owner.
 func (s *Writer) Flow(f *flow.Flow, age time.Duration) error {
-	s.buf = wire.AppendFlow(s.buf[:0], wire.CTNew, 0, wire.Seq(max(0, min(age/time.Second, 1<<31))), f)
+	s.buf = wire.AppendFlow(s.buf[:0], wire.Syncd, wire.CTNew, 0, wire.Seq(max(0, min(age/time.Second, 1<<31))), f)
 	s.put(s.buf)
 	return s.err
 }
@@ -142,7 +142,7 @@ func Read(r io.Reader, owner func(name string) error, entry func(f *flow.Flow, a
 	var (
 		name [256]byte
 		msg  [wire.MaxFlowLen]byte
-		rd   wire.Reader
+		rd   = wire.Reader{Sync: true}
 		m    wire.Message
 	)
 	for {

@@ -12,7 +12,30 @@ const (
 	attrAlign     = 4
 
 	maxHelper = 11 // characters of a helper name on the wire; conntrackd drops a message with more
+
+	// firstOwn is the first number of the attributes of our own, which only the syncd
+	// dialect has.
+	firstOwn = 0x101
 )
+
+// Dialect says which attributes are sent and understood.
+type Dialect uint8
+
+const (
+	// Conntrackd has conntrackd's attributes and no others: it drops a message with any
+	// that it does not know.
+	Conntrackd Dialect = iota
+	// Syncd has those of our own too (docs/protocol.md, section 9).
+	Syncd
+)
+
+// known cuts sizes to what the dialect has. Attributes of our own begin at own.
+func (d Dialect) known(sizes []int16, own uint) []int16 {
+	if d == Syncd {
+		return sizes
+	}
+	return sizes[:own]
+}
 
 // unknownAttr stands for all attributes that the format does not have. It is
 // more than any of their numbers, and less than 64 so that it has a bit too.
@@ -22,18 +45,26 @@ const unknownAttr = 63
 // attrHeaderLen: what follows the last attribute of a message and is shorter is
 // let pass, as no payload fits there. sizes has, by number, the length that an
 // attribute must have, or minus the length it may have; so a payload that is
-// returned need not be measured again. An unknown attribute is returned as
-// unknownAttr, or refused if strict. ok false means that the whole message is
-// unusable.
+// returned need not be measured again. An attribute of our own is returned with own
+// for the number firstOwn and so on, which is also where sizes has it. An unknown
+// attribute is returned as unknownAttr, or refused if strict. ok false means that
+// the whole message is unusable.
 //
 // There is no state between attributes but rest, so that it all stays in
 // registers.
-func cutAttr(b []byte, sizes []int16, strict bool) (num uint, payload, rest []byte, ok bool) {
+func cutAttr(b []byte, sizes []int16, own uint, strict bool) (num uint, payload, rest []byte, ok bool) {
 	header := binary.BigEndian.Uint32(b)
 	n := int(header >> 16)
 	num = uint(header & 0xffff)
 	if n < attrHeaderLen || n > len(b) {
 		return 0, nil, nil, false
+	}
+	if num >= own {
+		if num < firstOwn {
+			num = unknownAttr
+		} else {
+			num += own - firstOwn
+		}
 	}
 	if num < uint(len(sizes)) {
 		if want := int(sizes[num]); n != want && (want > 0 || n > -want) {

@@ -51,7 +51,7 @@ func TestAllocs(t *testing.T) {
 	}
 	f, e := one(t, fullMessage()).Flow, one(t, expect).Expect
 	if n := testing.AllocsPerRun(100, func() {
-		buf = wire.AppendFlow(buf[:0], wire.CTNew, 0, 1, &f)
+		buf = wire.AppendFlow(buf[:0], wire.Syncd, wire.CTNew, 0, 1, &f)
 		buf = wire.AppendExpect(buf, wire.ExpNew, 0, 2, &e)
 		buf = wire.AppendControl(buf, wire.FlagAck, 3, 1, 2)
 	}); n != 0 {
@@ -88,7 +88,7 @@ func BenchmarkAppendFlow(b *testing.B) {
 			buf := make([]byte, 0, wire.MaxFlowLen)
 			b.ReportAllocs()
 			for b.Loop() {
-				buf = wire.AppendFlow(buf[:0], wire.CTUpd, 0, 1, &f)
+				buf = wire.AppendFlow(buf[:0], wire.Syncd, wire.CTUpd, 0, 1, &f)
 			}
 			b.SetBytes(int64(len(buf)))
 		})

@@ -18,9 +18,10 @@
 // An attribute is its length (2 octets, these four included, padding not), its
 // number (2 octets), its payload, and zero octets up to a multiple of 4. Flows
 // (types 0 to 2) and expectations (types 3 to 5) number their attributes
-// apart. The format knows numbers below 33 and 21; a conntrackd drops a message
-// with any other, so none is ever sent from here. Numbers from 0x100 up are set
-// aside for attributes of our own, which Reader skips unless it is Strict.
+// apart. conntrackd knows numbers below 33 and 21, and drops a message with any
+// other. Numbers from 0x101 up are attributes of our own, which are sent and
+// understood in the syncd dialect alone. Reader skips what it does not know, unless
+// it is Strict.
 //
 // Integers are big-endian, except three 16-bit fields of flows that conntrackd
 // swaps once too often: the translated ports (SPAT_PORT, DPAT_PORT) and the ICMP

@@ -32,6 +32,8 @@ const (
 	expNATDir
 	expHelperName
 	expFn
+
+	expOwn // 0x101, if there were one
 )
 
 // expSizes is for cutAttr.
@@ -53,7 +55,7 @@ func parseExpect(b []byte, strict bool, e *flow.Expect) bool {
 	*e = flow.Expect{}
 	var seen uint64 // bit n: attribute n was there
 	for len(b) > attrHeaderLen {
-		num, p, rest, ok := cutAttr(b, expSizes[:], strict)
+		num, p, rest, ok := cutAttr(b, expSizes[:], expOwn, strict)
 		if !ok {
 			return false
 		}

@@ -1,13 +1,14 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"syncd/internal/flow"
 )
 
 // MaxFlowLen is the most that AppendFlow appends, in octets.
-const MaxFlowLen = 304
+const MaxFlowLen = 324
 
 // Attributes of a flow.
 const (
@@ -44,6 +45,21 @@ const (
 	ctDNATIPv6
 	ctSynproxy
 	ctZone
+
+	ctOwn // here begin those of our own
+)
+
+// Attributes of a flow that only the syncd dialect has, as cutAttr numbers them.
+const (
+	ctZoneOrig = ctOwn + iota
+	ctZoneRepl
+	ctTCPFlags
+	ctNATICMPID
+	ctSeqAdjOrig
+	ctSeqAdjRepl
+	ctHelperNameLong
+
+	ownToWire = firstOwn - ctOwn // add it for the number on the wire
 )
 
 // ctSizes is for cutAttr.
@@ -57,6 +73,8 @@ var ctSizes = [...]int16{
 	ctTCPWScaleOrig: 5, ctTCPWScaleRepl: 5,
 	ctHelperName: -16, ctLabels: -1028,
 	ctSNATIPv6: 20, ctDNATIPv6: 20, ctSynproxy: 16, ctZone: 6,
+	ctZoneOrig: 6, ctZoneRepl: 6, ctTCPFlags: 6, ctNATICMPID: 6,
+	ctSeqAdjOrig: 16, ctSeqAdjRepl: 16, ctHelperNameLong: -20,
 }
 
 // maxWScale is the greatest window scale; what is above counts as this (RFC
@@ -68,9 +86,11 @@ const maxWScale = 14
 type scratch struct {
 	seen                uint64 // bit n: attribute n was there
 	spat, dpat, icmpID  uint16
+	zoneOrig, zoneRepl  uint16
+	natICMPID           uint16
 	icmpType, icmpCode  uint8
 	tcpState, sctpState uint8
-	wscale              [2]uint8
+	wscale, tcpFlags    [2]uint8
 	vtag                [2]uint32
 	snat4, dnat4        [4]byte
 	snat6, dnat6        [16]byte
@@ -84,11 +104,12 @@ func (s *scratch) has(num int) bool { return s.seen&(1<<num) != 0 }
 // the flow are checked and then ignored, and so is a protocol state that no
 // kernel has, so that whoever reads f may index a table with it. f is undefined
 // when the result is false.
-func parseFlow(b []byte, strict bool, f *flow.Flow) bool {
+func parseFlow(b []byte, d Dialect, strict bool, f *flow.Flow) bool {
 	*f = flow.Flow{}
 	var s scratch
+	sizes := d.known(ctSizes[:], ctOwn)
 	for len(b) > attrHeaderLen {
-		num, p, rest, ok := cutAttr(b, ctSizes[:], strict)
+		num, p, rest, ok := cutAttr(b, sizes, ctOwn, strict)
 		if !ok {
 			return false
 		}
@@ -128,13 +149,12 @@ func parseFlow(b []byte, strict bool, f *flow.Flow) bool {
 			s.dpat = binary.LittleEndian.Uint16(p)
 		case ctNATSeqAdj:
 			for i := range f.SeqAdj {
-				f.SeqAdj[i] = flow.SeqAdj{
-					Pos:    binary.BigEndian.Uint32(p[12*i:]),
-					Before: int32(binary.BigEndian.Uint32(p[12*i+4:])),
-					After:  int32(binary.BigEndian.Uint32(p[12*i+8:])),
-				}
+				f.SeqAdj[i] = seqAdj(p[12*i:])
 			}
 			f.Has |= flow.HasSeqAdjOrig | flow.HasSeqAdjRepl
+		case ctSeqAdjOrig, ctSeqAdjRepl:
+			f.SeqAdj[num-ctSeqAdjOrig] = seqAdj(p)
+			f.Has |= flow.HasSeqAdjOrig << (num - ctSeqAdjOrig)
 		case ctSCTPState:
 			s.sctpState = p[0]
 		case ctSCTPVtagOrig, ctSCTPVtagRepl:
@@ -147,7 +167,11 @@ func parseFlow(b []byte, strict bool, f *flow.Flow) bool {
 			s.icmpID = binary.LittleEndian.Uint16(p)
 		case ctTCPWScaleOrig, ctTCPWScaleRepl:
 			s.wscale[num-ctTCPWScaleOrig] = min(p[0], maxWScale)
-		case ctHelperName:
+		case ctTCPFlags:
+			s.tcpFlags = [2]uint8{p[0] & keptTCPFlags, p[1] & keptTCPFlags}
+		case ctNATICMPID:
+			s.natICMPID = binary.BigEndian.Uint16(p)
+		case ctHelperName, ctHelperNameLong:
 			f.Has &^= flow.HasHelper
 			if setName(f.Helper[:], p) {
 				f.Has |= flow.HasHelper
@@ -171,6 +195,10 @@ func parseFlow(b []byte, strict bool, f *flow.Flow) bool {
 			f.Has |= flow.HasSynproxy
 		case ctZone:
 			f.Orig.Zone = binary.BigEndian.Uint16(p)
+		case ctZoneOrig:
+			s.zoneOrig = binary.BigEndian.Uint16(p)
+		case ctZoneRepl:
+			s.zoneRepl = binary.BigEndian.Uint16(p)
 		}
 	}
 	if f.Orig.Family == 0 || !s.has(ctL4Proto) {
@@ -182,7 +210,11 @@ func parseFlow(b []byte, strict bool, f *flow.Flow) bool {
 
 // finish gives f what s holds, and the reply tuple.
 func (s *scratch) finish(f *flow.Flow) {
+	const zones = 1<<ctZoneOrig | 1<<ctZoneRepl
 	o := &f.Orig
+	if s.seen&zones != 0 {
+		o.Zone = s.zoneOrig
+	}
 	switch o.Proto {
 	case flow.TCP:
 		if s.has(ctTCPState) && s.tcpState <= flow.TCPSynSent2 {
@@ -192,6 +224,10 @@ func (s *scratch) finish(f *flow.Flow) {
 		if s.has(ctTCPWScaleOrig) && s.has(ctTCPWScaleRepl) {
 			f.TCPWScale = s.wscale
 			f.Has |= flow.HasTCPWScale
+		}
+		if s.has(ctTCPFlags) {
+			f.TCPFlags = s.tcpFlags
+			f.Has |= flow.HasTCPFlags
 		}
 	case flow.SCTP:
 		if s.has(ctSCTPState) && s.sctpState <= flow.SCTPHeartbeatAcked {
@@ -217,6 +253,9 @@ func (s *scratch) finish(f *flow.Flow) {
 		}
 	}
 	s.reply(f)
+	if s.seen&zones != 0 {
+		f.Reply.Zone = s.zoneRepl
+	}
 }
 
 // reply derives the reply tuple of f. The message states it only by what NAT
@@ -249,8 +288,11 @@ func (s *scratch) reply(f *flow.Flow) {
 	if o.Family == flow.IPv6 {
 		usable = s.seen & any6
 	}
-	if hasPorts {
+	switch {
+	case hasPorts:
 		usable |= s.seen & anyPort
+	case o.IsICMP():
+		usable |= s.seen & (1 << ctNATICMPID)
 	}
 	if usable == 0 {
 		return
@@ -274,6 +316,29 @@ func (s *scratch) reply(f *flow.Flow) {
 	if usable&(1<<ctDPATPort) != 0 {
 		r.SrcPort = s.dpat
 	}
+	if usable&(1<<ctNATICMPID) != 0 {
+		r.SrcPort = s.natICMPID
+	}
+}
+
+// keptTCPFlags are the flags of a TCP connection that are replicated: what its ends
+// agreed on, and which of them closed it. The others tell of traffic that the
+// receiver has not seen.
+const keptTCPFlags = flow.TCPFlagWindowScale | flow.TCPFlagSACKPerm | flow.TCPFlagCloseInit
+
+// seqAdj reads the adjustment of one direction, of 12 octets.
+func seqAdj(p []byte) flow.SeqAdj {
+	return flow.SeqAdj{
+		Pos:    binary.BigEndian.Uint32(p),
+		Before: int32(binary.BigEndian.Uint32(p[4:])),
+		After:  int32(binary.BigEndian.Uint32(p[8:])),
+	}
+}
+
+func appendSeqAdj(b []byte, s *flow.SeqAdj) []byte {
+	b = binary.BigEndian.AppendUint32(b, s.Pos)
+	b = binary.BigEndian.AppendUint32(b, uint32(s.Before))
+	return binary.BigEndian.AppendUint32(b, uint32(s.After))
 }
 
 // labels reads words of 32 labels each; bit b of word i is label 32*i+b. The
@@ -286,13 +351,15 @@ func labels(p []byte) (l [16]byte) {
 }
 
 // AppendFlow appends a message of type t (CTNew, CTUpd or CTDel) about fl to b, at
-// most MaxFlowLen octets. The order of the attributes is conntrackd's.
+// most MaxFlowLen octets. The order of the attributes is conntrackd's; those of our
+// own follow.
 //
-// What the format has no room for stays behind: zones that differ by direction,
-// a master in another zone, a translated ICMP identifier, the adjustment of one
-// direction alone, a helper name of more than 11 characters, and what fl knows
-// beyond: TCP flags, counters, times, identifiers, security context.
-func AppendFlow(b []byte, t Type, f Flags, seq Seq, fl *flow.Flow) []byte {
+// What the format has no room for stays behind. In conntrackd's dialect that is:
+// zones that differ by direction, a translated ICMP identifier, TCP flags, the
+// adjustment of one direction alone, a helper name of more than 11 characters. In
+// both it is a master in another zone, TCP flags that tell of past traffic, and what
+// fl knows beyond: counters, times, identifiers, security context.
+func AppendFlow(b []byte, d Dialect, t Type, f Flags, seq Seq, fl *flow.Flow) []byte {
 	start := len(b)
 	b = appendHeader(b, t, f, 0, seq)
 	b = appendAddrs(b, ctIPv4, fl.Orig.Family, &fl.Orig)
@@ -322,10 +389,8 @@ func AppendFlow(b []byte, t Type, f Flags, seq Seq, fl *flow.Flow) []byte {
 	const seqAdj = flow.HasSeqAdjOrig | flow.HasSeqAdjRepl
 	if fl.Has&seqAdj == seqAdj {
 		b = appendAttrHeader(b, ctNATSeqAdj, 24)
-		for _, s := range &fl.SeqAdj {
-			b = binary.BigEndian.AppendUint32(b, s.Pos)
-			b = binary.BigEndian.AppendUint32(b, uint32(s.Before))
-			b = binary.BigEndian.AppendUint32(b, uint32(s.After))
+		for i := range fl.SeqAdj {
+			b = appendSeqAdj(b, &fl.SeqAdj[i])
 		}
 	}
 	if fl.Has&flow.HasHelper != 0 {
@@ -348,8 +413,50 @@ func AppendFlow(b []byte, t Type, f Flags, seq Seq, fl *flow.Flow) []byte {
 	if z := fl.Orig.Zone; z != 0 && z == fl.Reply.Zone {
 		b = append16(b, ctZone, z)
 	}
+	if d == Syncd {
+		b = appendOwn(b, fl)
+	}
 	setLen(b, start)
 	return b
+}
+
+// appendOwn appends the attributes that only the syncd dialect has.
+func appendOwn(b []byte, fl *flow.Flow) []byte {
+	o, r := &fl.Orig, &fl.Reply
+	if o.Zone != r.Zone {
+		if o.Zone != 0 {
+			b = append16(b, ctZoneOrig+ownToWire, o.Zone)
+		}
+		if r.Zone != 0 {
+			b = append16(b, ctZoneRepl+ownToWire, r.Zone)
+		}
+	}
+	if o.Proto == flow.TCP && fl.Has&flow.HasTCPFlags != 0 {
+		b = append16(b, ctTCPFlags+ownToWire, uint16(fl.TCPFlags[0]&keptTCPFlags)<<8|uint16(fl.TCPFlags[1]&keptTCPFlags))
+	}
+	if o.IsICMP() && fl.Has&flow.HasReply != 0 && r.SrcPort != o.SrcPort {
+		if src, _ := natDone(fl); src {
+			b = append16(b, ctNATICMPID+ownToWire, r.SrcPort)
+		}
+	}
+	switch fl.Has & (flow.HasSeqAdjOrig | flow.HasSeqAdjRepl) {
+	case flow.HasSeqAdjOrig:
+		b = appendSeqAdj(appendAttrHeader(b, ctSeqAdjOrig+ownToWire, 12), &fl.SeqAdj[flow.DirOriginal])
+	case flow.HasSeqAdjRepl:
+		b = appendSeqAdj(appendAttrHeader(b, ctSeqAdjRepl+ownToWire, 12), &fl.SeqAdj[flow.DirReply])
+	}
+	if fl.Has&flow.HasHelper != 0 && bytes.IndexByte(fl.Helper[:], 0) > maxHelper {
+		b = appendName(b, ctHelperNameLong+ownToWire, fl.Helper[:], len(fl.Helper)-1)
+	}
+	return b
+}
+
+// natDone reports whether the source and the destination of the reply tuple are
+// final. The kernel sets the DONE bits on every flow that has passed its NAT hooks,
+// translated or not.
+func natDone(fl *flow.Flow) (src, dst bool) {
+	known := fl.Has&flow.HasStatus != 0
+	return !known || fl.Status&flow.StatusSrcNATDone != 0, !known || fl.Status&flow.StatusDstNATDone != 0
 }
 
 // appendProtocol appends ports and state.
@@ -384,13 +491,10 @@ func appendProtocol(b []byte, fl *flow.Flow) []byte {
 }
 
 // appendNAT appends what the reply tuple has that the inverse of the original
-// one has not. The kernel sets the DONE bits on every flow that has passed its
-// NAT hooks, translated or not; without them the reply tuple is not final.
+// one has not.
 func appendNAT(b []byte, fl *flow.Flow) []byte {
 	o, r := &fl.Orig, &fl.Reply
-	known := fl.Has&flow.HasStatus != 0
-	src := !known || fl.Status&flow.StatusSrcNATDone != 0
-	dst := !known || fl.Status&flow.StatusDstNATDone != 0
+	src, dst := natDone(fl)
 	if src && r.Dst != o.Src {
 		b = appendNATAddr(b, ctSNATIPv4, ctSNATIPv6, o.Family, &r.Dst)
 	}

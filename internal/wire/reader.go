@@ -9,11 +9,19 @@ type Reader struct {
 	// Otherwise unknown attributes are skipped.
 	Strict bool
 
-	// Sync accepts the messages of the syncd dialect, and hashes flows with Seed.
+	// Sync accepts the messages and attributes of the syncd dialect, and hashes flows
+	// with Seed.
 	Sync bool
 	Seed uint64
 
 	b []byte // what the walk has not reached yet
+}
+
+func (r *Reader) dialect() Dialect {
+	if r.Sync {
+		return Syncd
+	}
+	return Conntrackd
 }
 
 // Reset starts a walk of b. The Reader reads b until the walk ends.
@@ -57,7 +65,7 @@ func (r *Reader) body(m *Message, msg []byte) Fault {
 	case msg[0]>>4 != version:
 		return FaultVersion
 	case m.Type <= CTDel:
-		if !parseFlow(msg[HeaderLen:], r.Strict, &m.Flow) {
+		if !parseFlow(msg[HeaderLen:], r.dialect(), r.Strict, &m.Flow) {
 			return FaultPayload
 		}
 		if r.Sync {

@@ -12,7 +12,12 @@ import (
 
 // one parses b, which must hold one message without fault.
 func one(t interface{ Fatalf(string, ...any) }, b []byte) wire.Message {
-	got := read(b, true)
+	return oneIn(t, wire.Conntrackd, b)
+}
+
+// oneIn is one in a dialect.
+func oneIn(t interface{ Fatalf(string, ...any) }, d wire.Dialect, b []byte) wire.Message {
+	got := readIn(d, b, true)
 	if len(got) != 1 || got[0].Fault != wire.FaultNone {
 		t.Fatalf("% x: %d messages, the first: %+v", b, len(got), got[:min(1, len(got))])
 	}
@@ -26,13 +31,14 @@ func TestRoundTripFlow(t *testing.T) {
 			Type:  rapid.SampledFrom([]wire.Type{wire.CTNew, wire.CTUpd, wire.CTDel}).Draw(t, "type"),
 			Flags: wire.Flags(rapid.Byte().Draw(t, "flags")),
 			Seq:   wire.Seq(rapid.Uint32().Draw(t, "seq")),
-			Flow:  flows().Draw(t, "flow"),
 		}
-		b := wire.AppendFlow(nil, want.Type, want.Flags, want.Seq, &want.Flow)
+		d := rapid.SampledFrom([]wire.Dialect{wire.Conntrackd, wire.Syncd}).Draw(t, "dialect")
+		want.Flow = flows(d).Draw(t, "flow")
+		b := wire.AppendFlow(nil, d, want.Type, want.Flags, want.Seq, &want.Flow)
 		if len(b)%4 != 0 || len(b) > wire.MaxFlowLen {
 			t.Fatalf("%d octets", len(b))
 		}
-		if diff := cmp.Diff(want, one(t, b)); diff != "" {
+		if diff := cmp.Diff(want, oneIn(t, d, b)); diff != "" {
 			t.Fatalf("% x (-want +got):\n%s", b, diff)
 		}
 	})
@@ -67,9 +73,15 @@ func TestMaxLen(t *testing.T) {
 	f.Helper, _ = flow.MakeName("abcdefghijk")
 	for _, proto := range []uint8{flow.TCP, flow.SCTP} {
 		f.Orig.Proto = proto
-		if n := len(wire.AppendFlow(nil, wire.CTNew, 0, 0, &f)); n != wire.MaxFlowLen {
-			t.Errorf("flow of protocol %d: %d octets, MaxFlowLen is %d", proto, n, wire.MaxFlowLen)
+		if n := len(wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 0, &f)); n != 304 {
+			t.Errorf("flow of protocol %d: %d octets in conntrackd's dialect, want 304", proto, n)
 		}
+	}
+	f.Orig.Proto = flow.TCP
+	f.Orig.Zone = 2
+	f.Helper, _ = flow.MakeName("abcdefghijklmno")
+	if n := len(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 0, &f)); n != wire.MaxFlowLen {
+		t.Errorf("flow: %d octets, MaxFlowLen is %d", n, wire.MaxFlowLen)
 	}
 
 	e := flow.Expect{Master: v6(1), Tuple: v6(3), Mask: v6(5), Has: 1<<16 - 1}
@@ -87,7 +99,7 @@ func TestMaxLen(t *testing.T) {
 // is sent in its place.
 func TestLeftBehind(t *testing.T) {
 	base := one(t, good(1)).Flow
-	plain := len(wire.AppendFlow(nil, wire.CTNew, 0, 0, &base))
+	plain := len(wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 0, &base))
 	long, _ := flow.MakeName("abcdefghijkl")
 	for _, c := range []struct {
 		name string
@@ -113,7 +125,7 @@ func TestLeftBehind(t *testing.T) {
 	} {
 		f := base
 		c.edit(&f)
-		b := wire.AppendFlow(nil, wire.CTNew, 0, 0, &f)
+		b := wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 0, &f)
 		if len(b) != plain {
 			t.Errorf("%s: %d octets, want %d", c.name, len(b), plain)
 		}
@@ -131,7 +143,7 @@ func TestLeftBehind(t *testing.T) {
 	want := f
 	want.Has |= flow.HasStatus
 	want.Status = 0
-	if got := one(t, wire.AppendFlow(nil, wire.CTNew, 0, 0, &f)).Flow; got != want {
+	if got := one(t, wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 0, &f)).Flow; got != want {
 		t.Errorf("without status:\n%s", cmp.Diff(want, got))
 	}
 
@@ -147,8 +159,13 @@ func TestLeftBehind(t *testing.T) {
 	}
 }
 
-// flows generates flows that the format has room for.
-func flows() *rapid.Generator[flow.Flow] {
+// flows generates flows that the dialect has room for.
+func flows(d wire.Dialect) *rapid.Generator[flow.Flow] {
+	own := d == wire.Syncd
+	most := 11 // characters of a helper name
+	if own {
+		most = 15
+	}
 	return rapid.Custom(func(t *rapid.T) flow.Flow {
 		f := flow.Flow{
 			Orig:   tuples(flow.TCP, flow.UDP, flow.SCTP, flow.DCCP, flow.UDPLite, flow.GRE, flow.ICMP, flow.ICMPv6, 99, 0).Draw(t, "orig"),
@@ -157,6 +174,9 @@ func flows() *rapid.Generator[flow.Flow] {
 		}
 		f.Orig.Zone = rapid.SampledFrom([]uint16{0, 1, 0x0203, 65535}).Draw(t, "zone")
 		f.Reply, _ = f.Orig.Inverse()
+		if own {
+			f.Reply.Zone = rapid.SampledFrom([]uint16{f.Orig.Zone, 0, 7}).Draw(t, "reply zone")
+		}
 		if rapid.Bool().Draw(t, "nat") {
 			other := rapid.Custom(func(t *rapid.T) [16]byte { return addr(t, f.Orig.Family) })
 			f.Reply.Src = rapid.OneOf(rapid.Just(f.Reply.Src), other).Draw(t, "dnat")
@@ -164,6 +184,9 @@ func flows() *rapid.Generator[flow.Flow] {
 			if f.Orig.HasPorts() {
 				f.Reply.SrcPort = rapid.OneOf(rapid.Just(f.Reply.SrcPort), rapid.Uint16()).Draw(t, "dpat")
 				f.Reply.DstPort = rapid.OneOf(rapid.Just(f.Reply.DstPort), rapid.Uint16()).Draw(t, "spat")
+			}
+			if own && f.Orig.IsICMP() {
+				f.Reply.SrcPort = rapid.OneOf(rapid.Just(f.Reply.SrcPort), rapid.Uint16()).Draw(t, "identifier")
 			}
 			if snat, dnat := f.Translated(); snat || dnat {
 				f.Has |= flow.HasReply
@@ -191,6 +214,9 @@ func flows() *rapid.Generator[flow.Flow] {
 			if has(flow.HasTCP, "has state") {
 				f.TCPState = rapid.Uint8Range(flow.TCPNone, flow.TCPSynSent2).Draw(t, "state")
 			}
+			if own && has(flow.HasTCPFlags, "has flags") {
+				f.TCPFlags = [2]uint8{rapid.Uint8Range(0, 7).Draw(t, "flags"), rapid.Uint8Range(0, 7).Draw(t, "flags")}
+			}
 			if has(flow.HasTCPWScale, "has scale") {
 				f.TCPWScale = [2]uint8{rapid.Uint8Range(0, 14).Draw(t, "scale"), rapid.Uint8Range(0, 14).Draw(t, "scale")}
 			}
@@ -206,10 +232,15 @@ func flows() *rapid.Generator[flow.Flow] {
 			copy(f.Labels[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "labels"))
 		}
 		if has(flow.HasHelper, "has helper") {
-			copy(f.Helper[:], names(11).Draw(t, "helper"))
+			copy(f.Helper[:], names(most).Draw(t, "helper"))
 		}
-		if has(flow.HasSeqAdjOrig|flow.HasSeqAdjRepl, "has adjustment") {
-			for i := range f.SeqAdj {
+		adjusted := []flow.Attrs{0, flow.HasSeqAdjOrig | flow.HasSeqAdjRepl}
+		if own {
+			adjusted = append(adjusted, flow.HasSeqAdjOrig, flow.HasSeqAdjRepl)
+		}
+		f.Has |= rapid.SampledFrom(adjusted).Draw(t, "has adjustment")
+		for i := range f.SeqAdj {
+			if f.Has&(flow.HasSeqAdjOrig<<i) != 0 {
 				f.SeqAdj[i] = flow.SeqAdj{Pos: rapid.Uint32().Draw(t, "pos"), Before: rapid.Int32().Draw(t, "before"), After: rapid.Int32().Draw(t, "after")}
 			}
 		}

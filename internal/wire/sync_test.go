@@ -479,7 +479,7 @@ func TestBucket(t *testing.T) {
 		// Whoever receives the flow must find it in the same bucket.
 		f := flow.Flow{Orig: v.tuple}
 		f.Reply, _ = f.Orig.Inverse()
-		m := readSync(wire.AppendFlow(nil, wire.CTNew, 0, 1, &f))[0]
+		m := readSync(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &f))[0]
 		if got := wire.Bucket(&m.Flow.Orig); got != v.want {
 			t.Errorf("%s, received: %d, want %d", v.name, got, v.want)
 		}

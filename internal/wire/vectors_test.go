@@ -64,10 +64,14 @@ func octets(t testing.TB, s string) []byte {
 
 // read returns all messages of a datagram. No datagram of n octets has more than
 // n/8+1, the fault at its end included.
-func read(b []byte, strict bool) (all []wire.Message) {
-	r := wire.Reader{Strict: strict}
+func read(b []byte, strict bool) []wire.Message { return readIn(wire.Conntrackd, b, strict) }
+
+// readIn is read in a dialect. Hashes are left out.
+func readIn(d wire.Dialect, b []byte, strict bool) (all []wire.Message) {
+	r := wire.Reader{Strict: strict, Sync: d == wire.Syncd}
 	r.Reset(b)
 	for m := new(wire.Message); r.Next(m); m = new(wire.Message) {
+		m.Hash = 0
 		all = append(all, *m)
 		if len(all) > len(b)/wire.HeaderLen+1 {
 			panic("the walk does not end")
@@ -429,10 +433,13 @@ func TestDCCPPorts(t *testing.T) {
 }
 
 // appendMessage sends what was read.
-func appendMessage(b []byte, m *wire.Message) []byte {
+func appendMessage(b []byte, m *wire.Message) []byte { return appendIn(wire.Conntrackd, b, m) }
+
+// appendIn is appendMessage in a dialect.
+func appendIn(d wire.Dialect, b []byte, m *wire.Message) []byte {
 	switch {
 	case m.Type <= wire.CTDel:
-		return wire.AppendFlow(b, m.Type, m.Flags, m.Seq, &m.Flow)
+		return wire.AppendFlow(b, d, m.Type, m.Flags, m.Seq, &m.Flow)
 	case m.Type <= wire.ExpDel:
 		return wire.AppendExpect(b, m.Type, m.Flags, m.Seq, &m.Expect)
 	}

@@ -352,7 +352,7 @@ func dataMessage(seq wire.Seq) []byte {
 	copy(f.Orig.Src[:], []byte{198, 18, 255, 1})
 	copy(f.Orig.Dst[:], []byte{198, 18, 255, 2})
 	f.Reply = flow.Tuple{Family: flow.IPv4, Proto: 17, Src: f.Orig.Dst, Dst: f.Orig.Src, SrcPort: 2, DstPort: 1}
-	return wire.AppendFlow(nil, wire.CTNew, 0, seq, &f)
+	return wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, seq, &f)
 }
 
 // Datagrams that no peer of this version would send, from the peer's own address

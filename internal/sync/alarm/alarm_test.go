@@ -308,7 +308,7 @@ func TestLeap(t *testing.T) {
 // without end.
 func FuzzConntrackd(f *testing.F) {
 	fl := flowOf(3)
-	f.Add(wire.AppendFlow(nil, wire.CTNew, 0, 1, &fl), uint32(500))
+	f.Add(wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 1, &fl), uint32(500))
 	f.Add(wire.AppendControl(nil, wire.FlagResync, 1, 0, 0), uint32(1<<31))
 	f.Fuzz(func(t *testing.T, b []byte, leap uint32) {
 		s := full(20)

@@ -84,7 +84,7 @@ func (n *Node) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, r
 		t = wire.CTUpd
 	}
 	n.sent[s.port]++
-	return wire.AppendFlow(b, t, f, seq, &fl)
+	return wire.AppendFlow(b, wire.Conntrackd, t, f, seq, &fl)
 }
 
 func (n *Node) Dead(h flow.Handle) bool { return n.flows[h].dead }

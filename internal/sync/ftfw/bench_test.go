@@ -12,7 +12,7 @@ import (
 type bare struct{ one flow.Flow }
 
 func (s *bare) AppendFlow(b []byte, _ flow.Handle, f wire.Flags, seq wire.Seq, _ bool, _ monotime.Time) []byte {
-	return wire.AppendFlow(b, wire.CTUpd, f, seq, &s.one)
+	return wire.AppendFlow(b, wire.Conntrackd, wire.CTUpd, f, seq, &s.one)
 }
 func (s *bare) Dead(flow.Handle) bool { return false }
 func (s *bare) Release(flow.Handle)   {}

@@ -173,7 +173,7 @@ func (d *daemon) turn(now monotime.Time, send func([]byte)) {
 			case e.o.updated:
 				t = wire.CTUpd
 			}
-			m = wire.AppendFlow(nil, t, f, e.seq, &fl)
+			m = wire.AppendFlow(nil, wire.Conntrackd, t, f, e.seq, &fl)
 		} else {
 			e.f |= f // stays, when it is sent again
 			m = wire.AppendControl(nil, e.f, e.seq, e.from, e.to)

@@ -65,7 +65,7 @@ func FuzzMachine(f *testing.F) {
 				receive(wire.AppendControl(nil, flags, seq, from, to))
 			case 2:
 				fl := simWire(uint16(op), 1)
-				receive(wire.AppendFlow(nil, wire.Type(next()%3), wire.Flags(next()), near(n.m.last), &fl))
+				receive(wire.AppendFlow(nil, wire.Conntrackd, wire.Type(next()%3), wire.Flags(next()), near(n.m.last), &fl))
 			case 3:
 				n.add(uint16(next()), 1)
 			case 4, 5:

@@ -73,7 +73,7 @@ func (n *node) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, r
 	case s.updated && !replace:
 		t = wire.CTUpd
 	}
-	return wire.AppendFlow(b, t, f, seq, &fl)
+	return wire.AppendFlow(b, wire.Conntrackd, t, f, seq, &fl)
 }
 
 func simWire(port uint16, mark uint32) flow.Flow {

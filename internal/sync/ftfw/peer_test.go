@@ -55,7 +55,7 @@ func (x *exchange) say(f wire.Flags, seq, from, to wire.Seq) {
 func (x *exchange) flow(t wire.Type, f wire.Flags, seq wire.Seq, port uint16) {
 	x.t.Helper()
 	fl := simWire(port, 1)
-	x.take(wire.AppendFlow(nil, t, f, seq, &fl))
+	x.take(wire.AppendFlow(nil, wire.Conntrackd, t, f, seq, &fl))
 }
 
 // wait lets the time pass from deadline to deadline and collects what A sends.

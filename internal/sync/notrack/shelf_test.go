@@ -31,7 +31,7 @@ func (s *shelf) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, 
 	case replace:
 		t = wire.CTNew
 	}
-	return wire.AppendFlow(b, t, f, seq, &fl)
+	return wire.AppendFlow(b, wire.Conntrackd, t, f, seq, &fl)
 }
 
 func flowOf(h flow.Handle) flow.Flow {

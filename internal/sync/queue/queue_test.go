@@ -105,7 +105,7 @@ func (c *table) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, 
 	case replace:
 		typ = wire.CTNew
 	}
-	return wire.AppendFlow(b, typ, f, seq, &fl)
+	return wire.AppendFlow(b, wire.Conntrackd, typ, f, seq, &fl)
 }
 func (c *table) Dead(h flow.Handle) bool { return c.flows[h] == 2 }
 func (c *table) Release(h flow.Handle)   { c.released = append(c.released, h); c.flows[h] = 0 }

@@ -133,7 +133,7 @@ func TestRepeat(t *testing.T) {
 		t.Errorf("a live change: %v", f)
 	}
 	f := simWire(7, 1)
-	h.receive(wire.AppendFlow(nil, wire.CTNew, wire.FlagRepeat, h.seq, &f))
+	h.receive(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, wire.FlagRepeat, h.seq, &f))
 	h.holds(7)
 }
 
@@ -272,7 +272,7 @@ func (h *hand) step(b []byte) []byte {
 		msg = wire.AppendDigest(nil, number(near), 0, uint32(u8()%4), &[wire.Buckets]uint64{uint64(u8())})
 	case 7, 8, 9, 10, 11:
 		f := simWire(uint16(u8()), 0)
-		msg = wire.AppendFlow(nil, wire.Type(k%3), wire.Flags(u8()/250), number(near), &f)
+		msg = wire.AppendFlow(nil, wire.Syncd, wire.Type(k%3), wire.Flags(u8()/250), number(near), &f)
 	case 12:
 		msg = append([]byte{0x10 | u8()%16, u8(), 0, 12}, take(8)...)
 	case 13:
@@ -327,7 +327,7 @@ func (c *cacheOf) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq
 	if c.dead[h] {
 		t = wire.CTDel
 	}
-	return wire.AppendFlow(b, t, f, seq, &c.flows[h])
+	return wire.AppendFlow(b, wire.Syncd, t, f, seq, &c.flows[h])
 }
 func (c *cacheOf) Dead(h flow.Handle) bool          { return c.dead[h] }
 func (c *cacheOf) Release(h flow.Handle)            { c.dead[h] = false }
@@ -420,12 +420,12 @@ func TestAllocs(t *testing.T) {
 		out = out[:0]
 		for i := range 10 {
 			if i%5 == 4 { // one of five is late
-				out = wire.AppendFlow(out, wire.CTNew, 0, seq+1, &b.c.flows[i])
-				out = wire.AppendFlow(out, wire.CTNew, 0, seq, &b.c.flows[i])
+				out = wire.AppendFlow(out, wire.Syncd, wire.CTNew, 0, seq+1, &b.c.flows[i])
+				out = wire.AppendFlow(out, wire.Syncd, wire.CTNew, 0, seq, &b.c.flows[i])
 				seq += 2
 				continue
 			}
-			out = wire.AppendFlow(out, wire.CTUpd, 0, seq, &b.c.flows[i])
+			out = wire.AppendFlow(out, wire.Syncd, wire.CTUpd, 0, seq, &b.c.flows[i])
 			seq++
 		}
 		b.receive(out)
@@ -462,7 +462,7 @@ func BenchmarkReceive(b *testing.B) {
 	out := make([]byte, 0, 4096)
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		out = wire.AppendFlow(out, wire.CTUpd, 0, seq, &x.c.flows[1])
+		out = wire.AppendFlow(out, wire.Syncd, wire.CTUpd, 0, seq, &x.c.flows[1])
 		seq++
 		if i%14 == 13 {
 			x.receive(out)

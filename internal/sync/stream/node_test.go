@@ -84,7 +84,7 @@ func (n *node) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, _
 	if s.dead {
 		t = wire.CTDel
 	}
-	return wire.AppendFlow(b, t, f, seq, &fl)
+	return wire.AppendFlow(b, wire.Syncd, t, f, seq, &fl)
 }
 
 func (n *node) Dead(h flow.Handle) bool { return n.flows[h].dead }

@@ -673,7 +673,7 @@ func (h *hand) data(seq wire.Seq, port uint16, mark uint32, dead bool) {
 	if dead {
 		typ = wire.CTDel
 	}
-	h.receive(wire.AppendFlow(nil, typ, 0, seq, &f))
+	h.receive(wire.AppendFlow(nil, wire.Syncd, typ, 0, seq, &f))
 }
 
 // bulk is a whole bulk update without flows.
