@@ -60,8 +60,8 @@ type ListenStats struct {
 	Reads    uint64 // recvmmsg calls that returned something
 }
 
-// Listener receives conntrack events. Run belongs to one goroutine; BufferSize,
-// PortID, Stats, Drops and Close may be called from any.
+// Listener receives conntrack events. Run belongs to one goroutine; Pause, Resume,
+// BufferSize, PortID, Stats, Drops and Close may be called from any.
 type Listener struct {
 	conn   *netlink.Conn
 	raw    syscall.RawConn
@@ -70,6 +70,10 @@ type Listener struct {
 
 	events, bad, overruns, reads atomic.Uint64
 	bufferSize                   atomic.Int64
+
+	groups  []uint32
+	member  sync.Mutex  // held by Pause and Resume
+	resumed atomic.Bool // Resume was called, and Run has not noticed
 
 	drops struct {
 		sync.Mutex
@@ -86,8 +90,10 @@ type Listener struct {
 
 	batch *flow.Batch // being filled, kept between runs
 	// draining counts down the messages that may still have been queued before the
-	// overrun; 0 when none is outstanding.
-	draining int
+	// overrun, or before Resume; 0 when none is outstanding.
+	draining    int
+	overran     bool // the batch that ends it tells of an overrun
+	tellResumed bool // it tells that events were not listened to
 }
 
 // Listen opens the event socket, joins the groups and sets the buffer. Events
@@ -131,10 +137,9 @@ func (l *Listener) open(cfg ListenConfig) error {
 		groups = []uint32{unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_UPDATE, unix.NFNLGRP_CONNTRACK_DESTROY,
 			unix.NFNLGRP_CONNTRACK_EXP_NEW, unix.NFNLGRP_CONNTRACK_EXP_DESTROY}
 	}
-	for _, g := range groups {
-		if err := l.conn.JoinGroup(g); err != nil {
-			return fmt.Errorf("join group %d: %w", g, capability(err))
-		}
+	l.groups = groups
+	if err := l.join(); err != nil {
+		return err
 	}
 	// The file shows the namespace that it was opened in, so it is kept open. It
 	// only feeds a counter: without it Drops reports nothing.
@@ -142,6 +147,49 @@ func (l *Listener) open(cfg ListenConfig) error {
 		l.drops.file, err = os.Open("/proc/thread-self/net/netlink")
 		return err
 	})
+	return nil
+}
+
+func (l *Listener) join() error {
+	for _, g := range l.groups {
+		if err := l.conn.JoinGroup(g); err != nil {
+			return fmt.Errorf("join group %d: %w", g, capability(err))
+		}
+	}
+	return nil
+}
+
+// Pause leaves the event groups: until Resume, what happens in the table tells
+// nobody here, and the kernel spares itself the building of events if nobody else
+// listens. What is queued is still read. An error leaves some of the groups;
+// Resume must be called all the same.
+//
+// Entries that are born in a pause tell of their later life only if
+// nf_conntrack_events is 1.
+func (l *Listener) Pause() error {
+	l.member.Lock()
+	defer l.member.Unlock()
+	for _, g := range l.groups {
+		if err := l.conn.LeaveGroup(g); err != nil {
+			return fmt.Errorf("ctnetlink: pause: leave group %d: %w", g, err)
+		}
+	}
+	return nil
+}
+
+// Resume joins the event groups again. When Run has passed on all that was queued
+// before, it passes a batch with Resumed set: whoever keeps a copy of the table must
+// read it again from there on. An error means that events stay away.
+func (l *Listener) Resume() error {
+	l.member.Lock()
+	defer l.member.Unlock()
+	if err := l.join(); err != nil {
+		return fmt.Errorf("ctnetlink: resume: %w", err)
+	}
+	l.resumed.Store(true)
+	if err := l.conn.SetReadDeadline(time.Unix(0, 1)); err != nil { // wakes Run
+		return fmt.Errorf("ctnetlink: resume: %w", err)
+	}
 	return nil
 }
 
@@ -181,11 +229,26 @@ func (l *Listener) run(ctx context.Context, free <-chan *flow.Batch, full chan<-
 		if err := l.take(ctx, free); err != nil {
 			return err
 		}
+		if l.resumed.Load() && l.resumed.Swap(false) {
+			l.tellResumed = true
+			l.drain()
+		}
 		if l.next == l.n {
 			// With something in hand only look; wait when there is nothing to pass on.
 			l.block = l.batch.N == 0 && l.draining == 0
 			if err := l.raw.Read(l.read); err != nil {
-				return err
+				if ctx.Err() != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+					return err
+				}
+				// Resume wants to be noticed. Should ctx end just now, its deadline
+				// must not be lost.
+				if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
+					return err
+				}
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				continue
 			}
 			switch l.errno {
 			case 0:
@@ -233,6 +296,7 @@ func (l *Listener) take(ctx context.Context, free <-chan *flow.Batch) error {
 	select {
 	case l.batch = <-free:
 		l.batch.N, l.batch.NExpect, l.batch.Overrun = 0, 0, false
+		l.batch.Resumed = false
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -300,12 +364,12 @@ func (l *Listener) flush(ctx context.Context, full chan<- *flow.Batch) error {
 	if l.batch.N == 0 && l.draining == 0 {
 		return nil
 	}
-	l.batch.Overrun = l.draining > 0
+	l.batch.Overrun, l.batch.Resumed = l.overran, l.tellResumed
 	if err := l.pass(ctx, full); err != nil {
-		l.batch.Overrun = false // the next Run may still add events to it
+		l.batch.Overrun, l.batch.Resumed = false, false // the next Run may still add events to it
 		return err
 	}
-	l.draining = 0
+	l.draining, l.overran, l.tellResumed = 0, false, false
 	return nil
 }
 
@@ -313,17 +377,20 @@ func (l *Listener) flush(ctx context.Context, full chan<- *flow.Batch) error {
 // queued earlier, and queues nothing more until those have been read; so at most a
 // whole buffer of them is to come before the batch that tells of the loss.
 func (l *Listener) overrun() {
-	if l.draining == 0 {
+	if !l.overran {
+		l.overran = true
 		l.overruns.Add(1)
 	}
-	size := int(l.bufferSize.Load())
-	l.draining = max(size/minTruesize, 2)
-	if size < l.max {
+	l.drain()
+	if size := int(l.bufferSize.Load()); size < l.max {
 		if n, err := setReadBuffer(l.conn, min(2*size, l.max)); err == nil {
 			l.bufferSize.Store(int64(n))
 		}
 	}
 }
+
+// drain begins to count what may be queued now.
+func (l *Listener) drain() { l.draining = max(l.BufferSize()/minTruesize, 2) }
 
 // PortID is the netlink port of the socket.
 func (l *Listener) PortID() uint32 { return l.conn.PID() }

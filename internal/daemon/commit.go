@@ -211,7 +211,11 @@ func (d *Daemon) commitExternal(ctx context.Context, src *externalSource, progre
 	d.setTask("commit")
 	defer d.setTask("")
 	started := time.Now()
-	r, err := d.runCommit(ctx, src, d.commits, false, progress)
+	var r commit.Report
+	err := d.withoutEvents(ctx, int(src.total), func() (err error) {
+		r, err = d.runCommit(ctx, src, d.commits, false, progress)
+		return err
+	})
 	rep := commitReport(&r, started)
 	d.mu.Lock()
 	d.lastCommit = rep

@@ -44,6 +44,9 @@ type Daemon struct {
 	stream   *stream.Machine // the mode if it is the one that can prove, else nil; belongs to the engine's loop
 	box      *box            // seals the syncd dialect; nil with conntrackd's
 	listener *ctnetlink.Listener
+	events   eventGroups      // the listener
+	forAll   func() bool      // eventsForAll
+	broken   chan error       // why the daemon cannot go on
 	channel  *channel.Channel // belongs to the engine's loop
 	links    []*channel.Link
 	commits  *ctnetlink.Writer // used by whoever holds ops
@@ -90,7 +93,7 @@ func Run(ctx context.Context, o Options) error {
 		opts: o, log: o.Log, cfg: cfg,
 		started: time.Now(), begun: monotime.Now(),
 		role: ctl.RoleUnknown,
-		ops:  make(chan struct{}, 1),
+		ops:  make(chan struct{}, 1), broken: make(chan error, 1),
 	}
 	d.ops <- struct{}{}
 	d.notify = newNotifier(d.log)
@@ -114,6 +117,7 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	}); err != nil {
 		return err
 	}
+	d.events, d.forAll = d.listener, eventsForAll
 	if d.commits, err = ctnetlink.NewWriter(ctnetlink.WriterConfig{}); err != nil {
 		return err
 	}
@@ -224,6 +228,14 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 	task("interfaces", func(ctx context.Context) error { return d.watchInterfaces(ctx, known) })
 	task("service", d.serve)
 	task("readiness", d.watchReadiness)
+	task("kernel events", func(ctx context.Context) error {
+		select {
+		case err := <-d.broken:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	group.Go(func() error { // said at once: the tasks may take a moment to end
 		<-ctx.Done()
 		d.notify.stopping()

@@ -77,7 +77,7 @@ func newDaemon(t *testing.T, text string) (*Daemon, *simnet.Kernel) {
 	d := &Daemon{
 		opts: Options{ConfigPath: path, Version: "test"}, log: zap.NewNop(), cfg: cfg,
 		started: time.Now(), begun: monotime.Now(), role: ctl.RoleUnknown,
-		ops: make(chan struct{}, 1), notify: newNotifier(zap.NewNop()),
+		ops: make(chan struct{}, 1), broken: make(chan error, 1), notify: newNotifier(zap.NewNop()),
 	}
 	d.ops <- struct{}{}
 	lc := linkConfig(&cfg.Links[0])
@@ -91,6 +91,7 @@ func newDaemon(t *testing.T, text string) (*Daemon, *simnet.Kernel) {
 	d.channel = channel.New(monotime.Now(), d.links)
 
 	kernel := simnet.NewKernel(1)
+	d.events, d.forAll = kernel, func() bool { return true }
 	port := simnet.New(1).Port(netip.MustParseAddr("192.0.2.1"))
 	d.engine = engine.New(engine.Config{
 		Events: kernel, Dump: kernel.Dump, Sender: port, Links: []engine.LinkReader{port},

@@ -267,6 +267,8 @@ func (e *Engine) Problems() (p []string) {
 		p = append(p, "the external cache is full: some flows of a peer are not kept")
 	}
 	switch {
+	case e.kernel.paused:
+		p = append(p, "a commit runs, during which changes of the kernel's table are not followed")
 	case e.kernel.running:
 		p = append(p, "a resynchronisation with the kernel is under way")
 	case e.kernel.wanted:

@@ -17,6 +17,9 @@ type kernelSync struct {
 	wanted  bool
 	running bool          // from the start of the dump to the end of the sweep
 	first   bool          // the first one has been done
+	paused  bool          // nobody listens to events; until a batch with Resumed none begins
+	missed  bool          // the next one follows a pause
+	quiet   bool          // this one follows a pause: it finds what our commit has made meanwhile
 	epoch   uint8         // mark of entries seen or touched since the dump began
 	again   monotime.Time // when the next may start, after a failure or another; 0 at once
 	wait    time.Duration // the pause before the next try
@@ -60,9 +63,14 @@ func (e *Engine) OnKernelSync(fn func(error)) {
 	e.kernel.waiters = append(e.kernel.waiters, fn)
 }
 
+// PauseEvents says that events are about to stay away, until the event source passes
+// a batch with Resumed, and that this is wanted. Until then this node is not in step;
+// after it the table is read again.
+func (e *Engine) PauseEvents() { e.kernel.paused = true }
+
 // due is when startDump has something to do that waits for the time alone.
 func (k *kernelSync) due() monotime.Time {
-	if k.wanted && !k.running {
+	if k.wanted && !k.running && !k.paused {
 		return k.again
 	}
 	return 0
@@ -80,10 +88,11 @@ func (e *Engine) startDump(ctx context.Context) {
 	if e.full && hasRoom(e.internal) {
 		k.wanted = true // find what was refused
 	}
-	if !k.wanted || k.running || k.again != 0 && e.now < k.again {
+	if !k.wanted || k.running || k.paused || k.again != 0 && e.now < k.again {
 		return
 	}
 	k.wanted, k.running, k.dumping = false, true, true
+	k.quiet, k.missed = k.missed, false
 	k.epoch++
 	e.full = false
 	ctx, k.cancel = context.WithCancel(ctx)
@@ -137,6 +146,10 @@ func (e *Engine) takeEvents(b *flow.Batch) {
 			e.log.Warn("the kernel dropped events; resynchronising with its table", zap.Uint64("overruns", e.Stats.Overruns))
 		}
 		e.kernel.wanted = true
+	}
+	if b.Resumed {
+		e.kernel.paused, e.kernel.missed, e.kernel.wanted = false, true, true
+		e.kernel.again = 0 // long enough ago
 	}
 }
 
@@ -381,6 +394,9 @@ func (e *Engine) dumped(f *flow.Flow) {
 			e.Stats.Found++
 		}
 		e.internal.SetFlags(h, flagNewDue, 0)
+		if k.quiet && !e.cfg.Mirror && e.replica.holds(&f.Orig) {
+			return // as if the event of our commit had told it
+		}
 	case !e.internal.Dead(h) && e.internal.ID(h) == f.ID:
 		e.internal.SetMark(h, k.epoch)
 		if !e.mergeDumped(h, f) {
@@ -442,6 +458,7 @@ func (e *Engine) dumpEnded(err error) {
 	k.wait = min(max(dumpPause, 2*k.wait), dumpRetry)
 	k.again = e.now.Add(k.wait)
 	k.running, k.wanted = false, true
+	k.missed = k.missed || k.quiet
 	k.forget()
 	e.log.Warn("reading the kernel's table failed; trying again", zap.Error(err), zap.Duration("in", k.wait))
 	e.kernelSyncEnded(err)

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -664,4 +665,88 @@ func TestFloodOfEvents(t *testing.T) {
 	if len(in.home) != 1 || !e.kernel.sweeping {
 		t.Errorf("messages taken: %v, end of the dump taken: %v", len(in.home) == 1, e.kernel.sweeping)
 	}
+}
+
+// TestPause: nobody listens for a while, in which the table changes in every way.
+// What was queued before, and is read late, does not count for more than the table.
+func TestPause(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, k := alone(t)
+		for i := range 300 {
+			k.Create(newFlow(i), 0)
+		}
+		synctest.Wait()
+		mark := func(m uint32) func(*flow.Flow) { return func(f *flow.Flow) { f.Mark = m } }
+		k.Stall(true)
+		for i := range 300 { // told before the pause, read after it
+			k.Update(newFlow(i).Orig, 0, mark(1))
+		}
+		a.do(a.PauseEvents)
+		k.Pause()
+		for i := range 100 {
+			k.Update(newFlow(i).Orig, 0, mark(2))
+			k.Destroy(newFlow(100+i).Orig, 0)
+			if i%2 == 0 {
+				k.Create(newFlow(100+i), 0)
+			}
+			k.Create(newFlow(1000+i), 0)
+		}
+		done := make(chan error, 1)
+		a.do(func() { a.OnKernelSync(func(err error) { done <- err }) })
+		time.Sleep(time.Minute)
+		problem := ""
+		a.do(func() { problem = strings.Join(a.Problems(), "; ") })
+		if want := "a commit runs, during which changes of the kernel's table are not followed"; problem != want {
+			t.Errorf("in a pause the problems are %q, want %q", problem, want)
+		}
+		if n := k.Dumps(); n != 1 || len(done) > 0 {
+			t.Errorf("%d dumps, one of them in the pause", n)
+		}
+		k.Resume()
+		for i := range 50 { // as soon as events come again
+			k.Update(newFlow(200+i).Orig, 0, mark(3))
+			k.Destroy(newFlow(1000+i).Orig, 0)
+		}
+		k.Stall(false)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		wantInternal(t, a)
+		a.do(func() {
+			if p := a.Problems(); len(p) > 0 {
+				t.Errorf("after a pause there are problems: %v", p)
+			}
+		})
+		if s := a.stats(); s.Overruns != 0 || s.Resyncs != 2 {
+			t.Errorf("%d overruns, %d resyncs", s.Overruns, s.Resyncs)
+		}
+		a.stop()
+	})
+}
+
+// TestPauseDuringADump: the dump that runs when a pause begins is followed by another
+// one after it.
+func TestPauseDuringADump(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, k := alone(t)
+		for i := range 300 {
+			k.Create(newFlow(i), 0)
+		}
+		synctest.Wait()
+		k.DumpPause = 10 * time.Millisecond
+		a.do(a.RequestKernelSync)
+		time.Sleep(time.Second + 320*time.Millisecond) // half of the table is read
+		a.do(a.PauseEvents)
+		k.Pause()
+		for i := range 150 {
+			k.Destroy(newFlow(i).Orig, 0)
+			k.Create(newFlow(1000+i), 0)
+		}
+		time.Sleep(time.Minute)
+		k.Resume()
+		time.Sleep(time.Minute)
+		wantInternal(t, a)
+		a.stop()
+	})
 }

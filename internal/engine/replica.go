@@ -163,6 +163,16 @@ func (r *Replica) Owners() (owners []uint8) {
 	return owners
 }
 
+// holds reports whether some owner has the flow with key t.
+func (r *Replica) holds(t *flow.Tuple) bool {
+	for _, o := range r.owners {
+		if o != nil && o.cache.Lookup(t) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Len returns the number of entries of all owners.
 func (r *Replica) Len() (n int) {
 	for _, o := range r.owners {

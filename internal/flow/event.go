@@ -47,6 +47,7 @@ type Batch struct {
 	Expects [ExpectBatchSize]Expect
 	NExpect int  // expectations in use
 	Overrun bool // the kernel dropped events after those of this batch
+	Resumed bool // of events between those before this batch and those after it, some were not listened to
 }
 
 // Handle names an entry of a cache: an index into its slab, 0 for none. It stays

@@ -30,6 +30,8 @@ type Kernel struct {
 	goneID  uint32
 
 	mute      bool
+	paused    bool
+	resumed   bool // to be told when the socket has been read empty
 	socket    []flow.Event
 	congested bool          // events were dropped, and go on being so until the socket is empty
 	stalled   bool          // the reader sleeps
@@ -150,7 +152,7 @@ func (k *Kernel) emit(kind flow.EventKind, f flow.Flow, has flow.Attrs, port uin
 }
 
 func (k *Kernel) queue(ev flow.Event) {
-	if k.mute {
+	if k.mute || k.paused {
 		return
 	}
 	if k.congested || len(k.socket) >= k.SocketLimit {
@@ -230,6 +232,23 @@ func (k *Kernel) Mute(mute bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.mute = mute
+}
+
+// Pause leaves the event groups, Resume joins them again, as ctnetlink.Listener does.
+func (k *Kernel) Pause() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.paused = true
+	return nil
+}
+
+// Resume ends a pause.
+func (k *Kernel) Resume() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.paused, k.resumed = false, true
+	k.wake()
+	return nil
 }
 
 // Stall makes the reader of events sleep, so that the socket fills.
@@ -356,7 +375,7 @@ func (k *Kernel) Run(ctx context.Context, free <-chan *flow.Batch, full chan<- *
 func (k *Kernel) fill(b *flow.Batch) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	b.N, b.Overrun = 0, false
+	b.N, b.Overrun, b.Resumed = 0, false, false
 	if k.stalled {
 		return false
 	}
@@ -365,7 +384,10 @@ func (k *Kernel) fill(b *flow.Batch) bool {
 	if len(k.socket) == 0 && k.congested {
 		b.Overrun, k.congested = true, false
 	}
-	return b.N > 0 || b.Overrun
+	if len(k.socket) == 0 && k.resumed {
+		b.Resumed, k.resumed = true, false
+	}
+	return b.N > 0 || b.Overrun || b.Resumed
 }
 
 func (k *Kernel) wake() {

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"syncd/internal/ctl"
 )
@@ -54,4 +57,56 @@ func TestCommitOfOnePeerAndDryRun(t *testing.T) {
 	commit(ctl.CommitOptions{}, 500, 300, 200)
 	inKernel(500)
 	c.equal(10*time.Second, "after") // n3 has the flows of n1 and n2, and says so
+}
+
+// TestLargeCommit: while many entries are committed nobody listens to the kernel, and
+// what happens in its table meanwhile is found all the same.
+func TestLargeCommit(t *testing.T) {
+	const flows = 60_000
+	for _, sealed := range []bool{false, true} {
+		t.Run(map[bool]string{false: "conntrackd", true: "sealed"}[sealed], func(t *testing.T) {
+			d := newDuo(t, roles{ours, ours}, udp4, duoOptions{sealed: sealed})
+			create(t, d.kA, 0, flows)
+			waitFor(t, 30*time.Second, "everything is replicated", func() bool { return d.b.Status().External.Entries == flows })
+			create(t, d.kB, 100_000, 102_000)
+			waitFor(t, 10*time.Second, "the receiver's own flows", func() bool { return d.b.Status().Internal.Entries == 2000 })
+
+			var stop atomic.Bool
+			var churn errgroup.Group
+			n := 0
+			churn.Go(func() error { // as long as the commit runs
+				for ; !stop.Load(); n++ {
+					if n < 2000 {
+						if err := d.kB.Delete(numbered(100_000 + n)); err != nil {
+							return err
+						}
+					}
+					if err := d.kB.Create(numbered(110_000 + n)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			r := d.b.Commit()
+			stop.Store(true)
+			ok(t, churn.Wait())
+			if sum := r.Total(); sum.Created != flows {
+				t.Errorf("%+v", sum)
+			}
+			t.Logf("%d flows came during the commit, which took %.2f s", n, r.DurationS)
+			waitEqual(t, 10*time.Second, "the internal cache and the kernel", d.b.Internal, d.kernelB, form{})
+			s, err := d.b.ctl.Stats(context.Background())
+			ok(t, err)
+			if s.Events.Own > 100 || s.Events.Dumps < 2 {
+				t.Errorf("%d events of the own changes, %d dumps: nobody should have listened", s.Events.Own, s.Events.Dumps)
+			}
+			waitFor(t, 20*time.Second, "the receiver is in step", func() bool { return d.b.Status().InSync })
+			own := uint64(max(2000-n, 0) + n)
+			want := own + flows // what it carries now it says
+			if !sealed {
+				want = own // in this dialect a commit is not told by itself
+			}
+			waitFor(t, 20*time.Second, "the sender knows", func() bool { return d.a.Status().External.Entries == want })
+		})
+	}
 }
