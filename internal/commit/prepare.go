@@ -82,8 +82,6 @@ func prepare(e *Entry, o *Options) string {
 	return ""
 }
 
-const tcpKeptFlags = flow.TCPFlagWindowScale | flow.TCPFlagSACKPerm | flow.TCPFlagCloseInit
-
 // prepareTCP gives f a state, flags and window scales with which a connection in
 // full flight keeps its speed.
 //
@@ -116,7 +114,7 @@ func prepareTCP(f *flow.Flow) {
 	}
 	f.Has |= flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale
 	for dir := range f.TCPFlags {
-		flags := f.TCPFlags[dir]&tcpKeptFlags&^flow.TCPFlagWindowScale | flow.TCPFlagBeLiberal
+		flags := f.TCPFlags[dir]&flow.TCPFlagsReplicated&^flow.TCPFlagWindowScale | flow.TCPFlagBeLiberal
 		if scaled {
 			flags |= flow.TCPFlagWindowScale // the kernel ignores scales without it
 		}

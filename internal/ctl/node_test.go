@@ -187,7 +187,7 @@ func sampleStats() *Stats {
 		Since: sampleTime,
 		Events: EventStats{
 			Received: 600, New: 100, Updates: 300, Destroys: 200, Filtered: 6, Own: 7, Malformed: 1, Overruns: 2,
-			Dumps: 3, Dumped: 3000, Repaired: 4, ReceiveBufferBytes: 8 << 20,
+			Dumps: 3, Dumped: 3000, Repaired: 4, Fetched: 40, Learned: 8, FetchFailures: 1, ReceiveBufferBytes: 8 << 20,
 		},
 		Internal: CacheStats{Created: 100, Updated: 300, Unchanged: 5, Deleted: 90, Swept: 4, Expired: 3, NotFound: 2, NotOwner: 0, Refused: 1},
 		External: CacheStats{Created: 50, Updated: 20, Deleted: 10, NotOwner: 1},

@@ -202,6 +202,9 @@ func RenderStats(w io.Writer, s *Stats) error {
 	p.row("  table read", e.Dumps)
 	p.row("    entries", e.Dumped)
 	p.row("    repaired", e.Repaired)
+	p.row("  read singly", e.Fetched)
+	p.row("    changed", e.Learned)
+	p.row("    failures", e.FetchFailures)
 	p.row("  receive buffer", octets(e.ReceiveBufferBytes))
 
 	p.section("caches")

@@ -28,6 +28,10 @@ type EventStats struct {
 	Dumps     uint64 `json:"dumps"`     // times that the whole table was read
 	Dumped    uint64 `json:"dumped"`    // entries seen by those
 	Repaired  uint64 `json:"repaired"`  // entries that a dump had to correct
+	Fetched   uint64 `json:"fetched"`   // entries that were read singly, for what no event tells
+	Learned   uint64 `json:"learned"`   // of these, those of which that told something
+
+	FetchFailures uint64 `json:"fetch_failures"` // times that reading entries singly failed
 
 	ReceiveBufferBytes uint64 `json:"receive_buffer_bytes"`
 }

@@ -224,7 +224,6 @@ func appendState(b []byte, op Op, f *flow.Flow, o CreateOptions) []byte {
 }
 
 func appendTCP(b []byte, f *flow.Flow, liberal bool) []byte {
-	const copied = flow.TCPFlagWindowScale | flow.TCPFlagSACKPerm | flow.TCPFlagCloseInit
 	b, info := beginNest(b, ctaProtoInfo)
 	b, tcp := beginNest(b, ctaProtoInfoTCP)
 	b = appendU8(b, ctaTCPState, f.TCPState)
@@ -236,7 +235,7 @@ func appendTCP(b []byte, f *flow.Flow, liberal bool) []byte {
 			b = appendU8(b, ctaTCPWScaleRepl, f.TCPWScale[flow.DirReply])
 		}
 		for dir, flags := range f.TCPFlags {
-			v, mask := flags&copied, uint8(copied)
+			v, mask := flags&flow.TCPFlagsReplicated, uint8(flow.TCPFlagsReplicated)
 			if liberal || flags&flow.TCPFlagBeLiberal != 0 {
 				v |= flow.TCPFlagBeLiberal
 				mask |= flow.TCPFlagBeLiberal

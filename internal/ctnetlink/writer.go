@@ -50,7 +50,9 @@ type Writer struct {
 	seq    uint32 // of the first request in buf; those of gets have getSequenceBit
 	getSeq uint32
 	getBuf []byte
-	ev     flow.Event // where a reply is decoded
+	// fetchBuf is made by the first Fetch: few writers are used for it.
+	fetchBuf []byte
+	ev       flow.Event // where a reply is decoded
 
 	send     func(fd uintptr) bool // built once; sends out, leaves its result in sent and errno
 	recv     func(fd uintptr) bool // built once; leaves its result in received and errno
@@ -246,6 +248,64 @@ func (w *Writer) reply(what string) ([]byte, error) {
 				return nil, errMessageLength
 			}
 			return msg, nil
+		}
+	}
+}
+
+// Fetch reads the entries that hold keys, at most MaxBatch, in one exchange and calls
+// fn with the index of the key for each that is there; as with Get the caller must
+// compare Orig if the direction matters. The flow is lent for the call. Requests that
+// wait for Flush stay as they are. After ErrRepliesLost fn has been called for some.
+func (w *Writer) Fetch(keys []flow.Tuple, fn func(index int, f *flow.Flow)) error {
+	if len(keys) > MaxBatch {
+		return fmt.Errorf("ctnetlink: fetch: %d keys: %w", len(keys), ErrBatchFull)
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	first := w.getSeq + 1
+	w.getSeq += uint32(len(keys))
+	b := w.fetchBuf[:0]
+	for i := range keys {
+		start := len(b)
+		b = appendHeader(b, msgGet, 0, first+uint32(i)|getSequenceBit, keys[i].Family)
+		b = finish(appendIdentity(b, &keys[i]), start)
+	}
+	w.fetchBuf = b
+	if err := w.exchange(b); err != nil {
+		return fmt.Errorf("ctnetlink: fetch: %w", err)
+	}
+	lost := false
+	for {
+		if err := w.raw.Read(w.recv); err != nil {
+			return fmt.Errorf("ctnetlink: fetch: %w", err)
+		}
+		switch w.errno {
+		case 0:
+		case unix.EAGAIN:
+			if lost {
+				return ErrRepliesLost
+			}
+			return nil
+		case unix.ENOBUFS:
+			lost = true
+			continue
+		default:
+			return fmt.Errorf("ctnetlink: fetch: %w", os.NewSyscallError("recvmmsg", w.errno))
+		}
+		for i := range w.received {
+			msg, _, ok := message(w.rx.datagram(i))
+			if !ok || native.Uint16(msg[4:]) == unix.NLMSG_ERROR {
+				continue // not there
+			}
+			index := (native.Uint32(msg[8:]) - first) &^ getSequenceBit
+			if index >= uint32(len(keys)) {
+				continue
+			}
+			if err := DecodeEvent(msg, &w.ev); err != nil {
+				return err
+			}
+			fn(int(index), &w.ev.Flow)
 		}
 	}
 }

@@ -313,6 +313,76 @@ func TestZones(t *testing.T) {
 	}
 }
 
+// TestFetch reads many entries at once: those that are there, in zones of both and of
+// one direction, with what no event tells of them.
+func TestFetch(t *testing.T) {
+	ns := newNS(t, "fetch")
+	w := ns.writer()
+	var keys []flow.Tuple
+	want := map[int]flow.Flow{}
+	for i := range MaxBatch {
+		f := established(tuple(flow.TCP, "192.0.2.1", "198.51.100.1", uint16(1000+i), 21))
+		switch i % 4 {
+		case 1:
+			f.Orig.Zone = 9
+		case 2:
+			f.Reply.Zone = 9
+		case 3:
+			f.Orig.Zone, f.Reply.Zone = 9, 9
+		}
+		f.Has |= flow.HasSeqAdjOrig | flow.HasSeqAdjRepl
+		f.SeqAdj = [2]flow.SeqAdj{{Pos: uint32(i), Before: -2, After: 3}, {Pos: 0xffffffff, Before: 4, After: -5}}
+		keys = append(keys, f.Orig)
+		if i%5 == 0 {
+			continue // never made
+		}
+		mustDo(t, w, OpCreate, &f, CreateOptions{})
+		f.Status |= flow.StatusSeqAdjust
+		want[i] = f
+	}
+	waiting := established(tuple(flow.UDP, "192.0.2.1", "198.51.100.1", 1, 2))
+	if _, err := w.Add(OpCreate, &waiting, CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	got := map[int]flow.Flow{}
+	for range 3 { // one exchange does not disturb the next
+		if err := w.Fetch(keys, func(i int, f *flow.Flow) { got[i] = *f }); err != nil {
+			t.Fatal(err)
+		}
+		if len(got) != len(want) {
+			t.Fatalf("%d entries, want %d", len(got), len(want))
+		}
+		for i, f := range want {
+			expectDumped(t, fmt.Sprint("entry ", i), got[i], f)
+			delete(got, i)
+		}
+	}
+	// A reply tuple finds the entry, as it is.
+	reply := want[1].Reply
+	if err := w.Fetch([]flow.Tuple{reply}, func(i int, f *flow.Flow) { got[i] = *f }); err != nil || got[0].Orig != want[1].Orig {
+		t.Errorf("by the reply tuple: %v, %+v", err, got[0].Orig)
+	}
+	if err := w.Fetch(nil, nil); err != nil {
+		t.Errorf("of nothing: %v", err)
+	}
+	if err := w.Fetch(append(keys, reply), nil); !errors.Is(err, ErrBatchFull) {
+		t.Errorf("of more than a batch: %v", err)
+	}
+	if w.Len() != 1 {
+		t.Errorf("%d requests wait, want 1", w.Len())
+	}
+	if err := w.Flush(func(_ int, err unix.Errno) { t.Error(err) }); err != nil {
+		t.Error(err)
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		if err := w.Fetch(keys, func(int, *flow.Flow) {}); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func TestMasterInZone(t *testing.T) {
 	needCommand(t, "nft")
 	ns := newNS(t, "mzone")

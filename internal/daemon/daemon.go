@@ -51,6 +51,7 @@ type Daemon struct {
 	links    []*channel.Link
 	commits  *ctnetlink.Writer // used by whoever holds ops
 	purges   *ctnetlink.Writer // used by whoever holds ops
+	fetches  *ctnetlink.Writer // used by the engine's fetch worker
 	notify   *notifier
 
 	ops chan struct{} // one token: held while a command changes the kernel or the role
@@ -124,6 +125,9 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	if d.purges, err = ctnetlink.NewWriter(ctnetlink.WriterConfig{}); err != nil {
 		return err
 	}
+	if d.fetches, err = ctnetlink.NewWriter(ctnetlink.WriterConfig{}); err != nil {
+		return err
+	}
 	for i := range cfg.Links {
 		l, err := channel.Open(linkConfig(&cfg.Links[i]))
 		if err != nil {
@@ -154,6 +158,9 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 		Events: d.listener,
 		Dump: func(ctx context.Context, fn func(*flow.Event) error) error {
 			return ctnetlink.Dump(ctx, ctnetlink.DumpFilter{}, fn)
+		},
+		Fetch: func(_ context.Context, keys []flow.Tuple, fn func(*flow.Flow)) error {
+			return d.fetches.Fetch(keys, func(_ int, f *flow.Flow) { fn(f) })
 		},
 		Sender:        (*sender)(d),
 		Links:         readers,
@@ -192,6 +199,9 @@ func (d *Daemon) close() {
 	}
 	if d.purges != nil {
 		d.purges.Close()
+	}
+	if d.fetches != nil {
+		d.fetches.Close()
 	}
 	for _, l := range d.links {
 		l.Close()

@@ -170,6 +170,7 @@ func (d *Daemon) Stats(ctx context.Context) (*ctl.Stats, error) {
 			New:      es.EventsNew, Updates: es.EventsUpdate, Destroys: es.EventsDestroy,
 			Filtered: es.EventsFiltered + es.EventsUnfit, Own: es.EventsOwn, Malformed: ls.Bad, Overruns: es.Overruns,
 			Dumps: es.Resyncs, Dumped: es.Dumped, Repaired: es.Found + es.Swept,
+			Fetched: es.Fetched, Learned: es.FetchedNews, FetchFailures: es.FetchesFailed,
 			ReceiveBufferBytes: uint64(d.listener.BufferSize()),
 		},
 		Internal: ctl.CacheStats{

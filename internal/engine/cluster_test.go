@@ -294,6 +294,9 @@ func runCluster(t *testing.T, seed uint64, flaw flaw) (wrong []string) {
 			m := &member{c: c, queue: 256 << r.IntN(8), window: 2 + r.IntN(300)}
 			m.node = newNode(t, string(rune('A'+i)), addr, c.net, k, func(cfg *Config) {
 				cfg.Mirror = true
+				if seed%2 == 0 {
+					cfg.Fetch = k.Fetch
+				}
 				// Every flow can be held once, alive or dead: more is a leak.
 				cfg.InternalLimit, cfg.ExternalLimit = c.flows, c.flows
 			})
@@ -369,7 +372,7 @@ func (c *cluster) while(ms int) { c.run(time.Duration(c.r.IntN(ms)) * time.Milli
 // change creates, updates, destroys or makes anew one flow of a kernel.
 func (c *cluster) change(m *member) {
 	r, k := c.r, m.kernel
-	f := newFlow(r.IntN(c.flows))
+	f := clusterFlow(r.IntN(c.flows))
 	create := func() bool {
 		m.version++
 		f.Mark = m.version
@@ -377,6 +380,8 @@ func (c *cluster) change(m *member) {
 		return k.Create(f, 0)
 	}
 	switch x := r.IntN(10); {
+	case m.cfg.Fetch != nil && f.Has&flow.HasHelper != 0 && f.Status&flow.StatusSrcNAT != 0 && r.IntN(3) == 0:
+		k.Adjust(f.Orig, adjustment(r.IntN(100)))
 	case x < 4 && create():
 	case x < 6:
 		k.Destroy(f.Orig, 0)
@@ -392,6 +397,21 @@ func (c *cluster) change(m *member) {
 			}
 		})
 	}
+}
+
+// clusterFlow is newFlow with some that only this dialect can tell of.
+func clusterFlow(i int) flow.Flow {
+	f := newFlow(i)
+	switch i % 16 {
+	case 11:
+		f.Reply.Zone = 0
+	case 12:
+		f.Reply.SrcPort += 100
+		f.Status |= flow.StatusSrcNAT | flow.StatusSrcNATDone | flow.StatusDstNATDone
+	case 14:
+		return control(i / 8)
+	}
+	return f
 }
 
 // trouble is one thing that goes wrong at a node, or that its operator does.

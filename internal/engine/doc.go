@@ -8,6 +8,7 @@
 //	link reader,     its socket and datagram buffers        *inbox of parsed messages
 //	 one per link     opens sealed ones
 //	dump worker      its own netlink socket                 *flow.Batch of dumped flows
+//	fetch worker     its own netlink socket                 *fetchJob, answered
 //	loop             internal cache, Replica, mode,          datagrams, to the links
 //	                 timers, send buffers, filter
 //	anyone else      nothing                                a function, by Do
@@ -33,6 +34,10 @@
 // events tell little: of a flow that events touched since the dump began, the dump
 // counts for what they did not tell. One that began since is not changed by it, and
 // one that was destroyed is not brought back.
+//
+// The sequence adjustment that a helper makes is in no event. Flows that may have one
+// are asked for singly (fetch.go): after their events, when somebody else knows that a
+// helper was at work, and every few seconds.
 //
 // The external caches (Replica) hold the flows of peers, one cache for each owner. A
 // message creates, changes or removes, and tells all that the peer knows of the flow:

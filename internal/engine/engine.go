@@ -93,11 +93,17 @@ type EventSource interface {
 // DumpFunc reads the kernel's whole table. The event is reused between calls.
 type DumpFunc func(ctx context.Context, fn func(*flow.Event) error) error
 
+// FetchFunc reads single entries of the kernel's table, by their original tuples, and
+// calls fn for each that is there. The flow is lent for the call. It is called by one
+// goroutine.
+type FetchFunc func(ctx context.Context, keys []flow.Tuple, fn func(*flow.Flow)) error
+
 // Config assembles an engine. Everything is owned by the engine from New on.
 type Config struct {
 	Log           *zap.Logger // nil for none
 	Events        EventSource
 	Dump          DumpFunc
+	Fetch         FetchFunc // nil: sequence adjustments are known from dumps alone
 	Sender        Sender
 	Links         []LinkReader
 	NewMode       func(*Engine) Mode // the mode sends the flows of the engine, its Store
@@ -129,6 +135,7 @@ type Engine struct {
 	scratch  flow.Flow // for AppendFlow
 
 	kernel  kernelSync
+	fetch   fetches
 	peer    peerSync
 	full    bool        // an event was refused for want of room in the internal cache
 	evictAt flow.Handle // where the search for a deletion to give up goes on
@@ -161,6 +168,9 @@ type Stats struct {
 	ResyncsFailed                          uint64
 	Swept                                  uint64 // internal entries found by a resync to have ended unnoticed
 	Found                                  uint64 // flows found by a resync that no event had told of
+	Fetched                                uint64 // flows that were asked for singly
+	FetchedNews                            uint64 // of them, those of which that told something
+	FetchesFailed                          uint64
 
 	Messages                   uint64
 	Faults                     [wire.FaultType + 1]uint64 // by wire.Fault
@@ -304,6 +314,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.kernel.ended = make(chan error, 1)
 	defer e.kernel.stop()
 	e.RequestKernelSync()
+	e.fetch.start(ctx, e.cfg.Fetch)
+	defer e.fetch.stop()
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -326,6 +338,9 @@ func (e *Engine) Run(ctx context.Context) error {
 			case err := <-e.kernel.ended:
 				e.tick()
 				e.dumpEnded(err)
+			case j := <-e.fetch.answered:
+				e.tick()
+				e.takeFetched(j)
 			case c := <-e.calls:
 				e.tick()
 				c.fn()
@@ -380,6 +395,8 @@ func (e *Engine) drain(rd *readers) {
 			e.kernel.free <- b
 		case err := <-e.kernel.ended:
 			e.dumpEnded(err)
+		case j := <-e.fetch.answered:
+			e.takeFetched(j)
 		case c := <-e.calls:
 			c.fn()
 			close(c.done)
@@ -401,12 +418,13 @@ func (e *Engine) slice(ctx context.Context) bool {
 		more = true
 	}
 	e.startDump(ctx)
+	e.startFetch()
 	return more
 }
 
 // deadline is when the loop must turn again without input.
 func (e *Engine) deadline() monotime.Time {
-	return monotime.Earliest(e.mode.Next(e.now), e.kernel.due())
+	return monotime.Earliest(e.mode.Next(e.now), monotime.Earliest(e.kernel.due(), e.fetch.next()))
 }
 
 // maxBurst is the number of datagrams of one turn.
@@ -512,6 +530,9 @@ func (e *Engine) Walk(from flow.Handle, max int, fn func(flow.Handle) bool) flow
 
 // Flags of internal entries.
 const (
-	flagUpdated = 1 << iota // changed since it was added
-	flagNewDue              // added by an update or a dump: its NEW event may still come
+	flagUpdated    = 1 << iota // changed since it was added
+	flagNewDue                 // added by an update or a dump: its NEW event may still come
+	flagFetchDue               // stands in fetches.due
+	flagFetchAgain             // is to stand there once more when its turn has come
+	flagFetching               // asked for, and neither added nor replaced since
 )

@@ -9,6 +9,7 @@ import (
 	"syncd/internal/cache"
 	"syncd/internal/flow"
 	"syncd/internal/monotime"
+	"syncd/internal/wire"
 )
 
 // kernelSync is the resynchronisation of the internal cache with the kernel's
@@ -211,6 +212,7 @@ func (e *Engine) event(ev *flow.Event) {
 	}
 	delete(e.kernel.told, h) // what was said of an earlier flow
 	e.touch(h, told)
+	e.follow(h, f)
 	if origin == OriginOther {
 		e.mode.Enqueue(h, replace)
 	}
@@ -234,6 +236,7 @@ func (e *Engine) merge(h flow.Handle, ev *flow.Event, origin Origin) {
 	}
 	changed := e.internal.Merge(h, f, e.now)
 	e.touch(h, told)
+	e.follow(h, f)
 	if !changed {
 		return
 	}
@@ -283,7 +286,7 @@ func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 // fit brings a flow of the kernel into the form in which it is cached, and
 // reports whether it is to be replicated at all.
 func (e *Engine) fit(f *flow.Flow) bool {
-	if f.Orig.Zone != f.Reply.Zone {
+	if f.Orig.Zone != f.Reply.Zone && e.dialect() != wire.Syncd {
 		e.Stats.EventsUnfit++
 		return false
 	}
@@ -297,8 +300,14 @@ func (e *Engine) fit(f *flow.Flow) bool {
 	if !e.cfg.Labels {
 		f.Has &^= flow.HasLabels
 	}
-	if f.Has&flow.HasTCPFlags != 0 && f.TCPFlags[0]&f.TCPFlags[1]&flow.TCPFlagWindowScale == 0 {
-		f.Has &^= flow.HasTCPWScale // zeros that say nothing: the ends did not agree on scaling
+	if f.Has&flow.HasTCPFlags != 0 {
+		// The others tell of traffic, of which the peer has not seen any, and change all
+		// the time.
+		f.TCPFlags[0] &= flow.TCPFlagsReplicated
+		f.TCPFlags[1] &= flow.TCPFlagsReplicated
+		if f.TCPFlags[0]&f.TCPFlags[1]&flow.TCPFlagWindowScale == 0 {
+			f.Has &^= flow.HasTCPWScale // zeros that say nothing: the ends did not agree on scaling
+		}
 	}
 	f.Has &^= flow.HasSecctx // cannot be restored
 	f.Mark &= e.cfg.MarkMask
@@ -399,6 +408,7 @@ func (e *Engine) dumped(f *flow.Flow) {
 		}
 	case !e.internal.Dead(h) && e.internal.ID(h) == f.ID:
 		e.internal.SetMark(h, k.epoch)
+		e.followDumped(h, f)
 		if !e.mergeDumped(h, f) {
 			return
 		}
@@ -413,6 +423,7 @@ func (e *Engine) dumped(f *flow.Flow) {
 		e.internal.SetMark(h, k.epoch)
 		replace = true
 	}
+	e.followDumped(h, f)
 	if k.first || e.cfg.Mirror { // else what the first dump finds goes out as one bulk update
 		e.mode.Enqueue(h, replace)
 	}

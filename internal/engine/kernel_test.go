@@ -489,6 +489,7 @@ func TestFit(t *testing.T) {
 		mark    uint32
 		unfit   uint64
 		ignored uint64
+		mirror  bool
 	}{
 		{name: "everything", f: full, labels: true, mask: ^uint32(0), ok: true, has: full.Has &^ flow.HasSecctx, hasNot: flow.HasSecctx, mark: 0xabcd},
 		{name: "no labels", f: full, mask: ^uint32(0), ok: true, hasNot: flow.HasLabels, mark: 0xabcd},
@@ -497,11 +498,13 @@ func TestFit(t *testing.T) {
 		{name: "empty synproxy", f: with(func(f *flow.Flow) { f.Synproxy = flow.Synproxy{} }), ok: true, hasNot: flow.HasSynproxy},
 		{name: "scale not agreed", f: with(func(f *flow.Flow) { f.TCPFlags[1] = 0 }), ok: true, has: flow.HasTCPFlags, hasNot: flow.HasTCPWScale},
 		{name: "zone of one direction", f: with(func(f *flow.Flow) { f.Reply.Zone = 3 }), unfit: 1},
+		{name: "zone of one direction, syncd dialect", f: with(func(f *flow.Flow) { f.Reply.Zone = 3 }), mirror: true, ok: true},
+		{name: "flags of traffic", f: with(func(f *flow.Flow) { f.TCPFlags = [2]uint8{0x3f, 0xf9} }), ok: true, has: flow.HasTCPFlags | flow.HasTCPWScale},
 		{name: "filtered", f: with(func(f *flow.Flow) { f.Orig.Proto = flow.UDP }), ignored: 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := quietEngine(t, func(c *Config) {
-				c.Labels, c.MarkMask = tt.labels, tt.mask
+				c.Labels, c.MarkMask, c.Mirror = tt.labels, tt.mask, tt.mirror
 				c.Filter = filter.Compile(filter.Rules{Protocols: filter.List[uint8]{Accept: []uint8{flow.TCP}}})
 			})
 			f := tt.f
@@ -513,6 +516,9 @@ func TestFit(t *testing.T) {
 			}
 			if tt.ok && (f.Has&tt.has != tt.has || f.Has&tt.hasNot != 0 || f.Mark != tt.mark) {
 				t.Errorf("has %#x, mark %#x", f.Has, f.Mark)
+			}
+			if tt.ok && (f.TCPFlags[0]|f.TCPFlags[1])&^7 != 0 {
+				t.Errorf("flags %#x", f.TCPFlags)
 			}
 		})
 	}

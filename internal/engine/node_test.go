@@ -168,7 +168,7 @@ func (d *node) kernelTable() table {
 	var match *filter.Filter
 	d.do(func() { match = d.Filter() })
 	for k, f := range d.kernel.Flows() {
-		if !match.Match(&f) || f.Orig.Zone != f.Reply.Zone {
+		if !match.Match(&f) || f.Orig.Zone != f.Reply.Zone && !d.cfg.Mirror {
 			continue
 		}
 		f.Mark &= d.cfg.MarkMask

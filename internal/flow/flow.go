@@ -164,6 +164,10 @@ const (
 	TCPFlagBeLiberal   = 0x08
 	TCPFlagDataUnacked = 0x10
 	TCPFlagMaxAckSet   = 0x20
+
+	// TCPFlagsReplicated are those that mean something on another machine: what the
+	// ends agreed on, and which of them closed first.
+	TCPFlagsReplicated = TCPFlagWindowScale | TCPFlagSACKPerm | TCPFlagCloseInit
 )
 
 // SCTP conntrack states (nf_conntrack_sctp.h).

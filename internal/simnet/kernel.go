@@ -40,6 +40,9 @@ type Kernel struct {
 
 	dumpErrors []error // of the next dumps
 	dumps      int
+
+	fetchErrors []error // of the next fetches
+	fetched     int
 }
 
 const (
@@ -340,6 +343,55 @@ func (k *Kernel) Dump(ctx context.Context, fn func(*flow.Event) error) error {
 		}
 	}
 	return failure
+}
+
+// Adjust gives a flow a sequence adjustment as a helper does: nobody is told. It
+// reports whether there is such a flow.
+func (k *Kernel) Adjust(t flow.Tuple, adj [2]flow.SeqAdj) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f := k.bucket(&t)[t]
+	if f == nil {
+		return false
+	}
+	f.SeqAdj = adj
+	f.Status |= flow.StatusSeqAdjust
+	f.Has |= flow.HasSeqAdjOrig | flow.HasSeqAdjRepl
+	return true
+}
+
+// FailFetches makes the next fetches end with these errors, after they have told
+// everything.
+func (k *Kernel) FailFetches(errs ...error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fetchErrors = append(k.fetchErrors, errs...)
+}
+
+// Fetched counts the flows that were asked for by Fetch.
+func (k *Kernel) Fetched() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.fetched
+}
+
+// Fetch calls fn for those of the flows that are there.
+func (k *Kernel) Fetch(ctx context.Context, keys []flow.Tuple, fn func(*flow.Flow)) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fetched += len(keys)
+	for i := range keys {
+		if f := k.bucket(&keys[i])[keys[i]]; f != nil {
+			g := *f
+			fn(&g)
+		}
+	}
+	if len(k.fetchErrors) == 0 {
+		return nil
+	}
+	err := k.fetchErrors[0]
+	k.fetchErrors = k.fetchErrors[1:]
+	return err
 }
 
 // Run hands over what is in the socket, as an event source does.

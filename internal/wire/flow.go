@@ -168,7 +168,7 @@ func parseFlow(b []byte, d Dialect, strict bool, f *flow.Flow) bool {
 		case ctTCPWScaleOrig, ctTCPWScaleRepl:
 			s.wscale[num-ctTCPWScaleOrig] = min(p[0], maxWScale)
 		case ctTCPFlags:
-			s.tcpFlags = [2]uint8{p[0] & keptTCPFlags, p[1] & keptTCPFlags}
+			s.tcpFlags = [2]uint8{p[0] & flow.TCPFlagsReplicated, p[1] & flow.TCPFlagsReplicated}
 		case ctNATICMPID:
 			s.natICMPID = binary.BigEndian.Uint16(p)
 		case ctHelperName, ctHelperNameLong:
@@ -321,11 +321,6 @@ func (s *scratch) reply(f *flow.Flow) {
 	}
 }
 
-// keptTCPFlags are the flags of a TCP connection that are replicated: what its ends
-// agreed on, and which of them closed it. The others tell of traffic that the
-// receiver has not seen.
-const keptTCPFlags = flow.TCPFlagWindowScale | flow.TCPFlagSACKPerm | flow.TCPFlagCloseInit
-
 // seqAdj reads the adjustment of one direction, of 12 octets.
 func seqAdj(p []byte) flow.SeqAdj {
 	return flow.SeqAdj{
@@ -432,7 +427,7 @@ func appendOwn(b []byte, fl *flow.Flow) []byte {
 		}
 	}
 	if o.Proto == flow.TCP && fl.Has&flow.HasTCPFlags != 0 {
-		b = append16(b, ctTCPFlags+ownToWire, uint16(fl.TCPFlags[0]&keptTCPFlags)<<8|uint16(fl.TCPFlags[1]&keptTCPFlags))
+		b = append16(b, ctTCPFlags+ownToWire, uint16(fl.TCPFlags[0]&flow.TCPFlagsReplicated)<<8|uint16(fl.TCPFlags[1]&flow.TCPFlagsReplicated))
 	}
 	if o.IsICMP() && fl.Has&flow.HasReply != 0 && r.SrcPort != o.SrcPort {
 		if src, _ := natDone(fl); src {
