@@ -22,20 +22,24 @@ const MaxLimit = 1 << 28
 // ErrFull is what Insert returns at the limit on entries.
 var ErrFull = errors.New("cache: limit on entries reached")
 
-// Cache holds flows by their original tuple. Make one with New.
+// Cache holds flows by their original tuple, and expectations by what they expect.
+// Make one with New.
 type Cache struct {
 	hasher  hasher
 	index   index
 	records slab[record]
 	extras  slab[extra]
+	expects slab[expectRow]
 
 	freeRecord uint32 // first of the free slots, linked by record.extra; 0 for none
 	freeExtra  uint32 // first of the free rows, linked by extra.next; 0 for none
-	rows       int    // rows in use
+	freeExpect uint32 // the same for expectRow
+	rows       int    // rows of extras in use
 
-	limit       int
-	alive, dead int   // alive+dead <= limit but after SetLimit
-	latest      int64 // the latest coarse time ever seen
+	limit        int
+	alive, dead  int   // alive+dead <= limit but after SetLimit
+	expectsAlive int   // of alive
+	latest       int64 // the latest coarse time ever seen
 
 	// created-destroyed == alive
 	created, updated, destroyed, refused uint64
@@ -48,10 +52,10 @@ type Stats struct {
 	Destroyed uint64 // by SetDead, and by Remove, Replace and Clear of what was alive
 	Refused   uint64 // inserts refused at the limit
 
-	SideRows   int    // entries with a row in the side table
+	SideRows   int    // flows with a row in the side table
 	SlabBytes  uint64 // memory of the records, in use or not
 	IndexBytes uint64
-	SideBytes  uint64 // memory of the side table
+	SideBytes  uint64 // memory of the side tables
 }
 
 // New returns an empty cache for at most limit entries, alive and dead ones
@@ -67,8 +71,9 @@ func New(limit int) *Cache {
 	return c
 }
 
-// Lookup returns the entry with the original tuple k, alive or dead, or 0. In an
-// IPv4 tuple only the octets 0 to 3 of an address count.
+// Lookup returns the flow with the original tuple k, or the expectation with the key
+// k (see flow.ExpectKey), alive or dead, or 0. In an IPv4 tuple only the octets 0 to 3
+// of an address count; those behind them are zero.
 func (c *Cache) Lookup(k *flow.Tuple) Handle {
 	packed := makeKey(k)
 	return c.find(&packed, c.hasher.sum(&packed.addr, packed.word))
@@ -108,13 +113,23 @@ func (c *Cache) hashOf(h uint32) uint64 {
 // the limit, and panics if the key is present.
 func (c *Cache) Insert(f *flow.Flow, now Time) (Handle, error) {
 	k := makeKey(&f.Orig)
+	h, r, err := c.add(&k)
+	if err != nil {
+		return 0, err
+	}
+	c.start(r, f, now)
+	return h, nil
+}
+
+// add gives a new entry its slot, with nothing but its key in it.
+func (c *Cache) add(k *key) (Handle, *record, error) {
 	hash := c.hasher.sum(&k.addr, k.word)
-	if c.find(&k, hash) != 0 {
-		panic("cache: insert of a flow that is present")
+	if c.find(k, hash) != 0 {
+		panic("cache: insert of an entry that is present")
 	}
 	if c.alive+c.dead >= c.limit || !c.index.reserve(hash, c.hashOf) {
 		c.refused++
-		return 0, ErrFull
+		return 0, nil, ErrFull
 	}
 
 	h := c.freeRecord
@@ -125,14 +140,13 @@ func (c *Cache) Insert(f *flow.Flow, now Time) (Handle, error) {
 	c.freeRecord = r.extra
 	*r = record{addr: k.addr, word: k.word}
 	c.index.insert(hash, h)
-	c.start(r, f, now)
-	return Handle(h), nil
+	return Handle(h), r, nil
 }
 
 // Replace gives the entry h, whose key is f.Orig, all its attributes anew. It is
 // alive then, created and updated at now, with flags 0; owner and epoch stay.
 func (c *Cache) Replace(h Handle, f *flow.Flow, now Time) {
-	r := c.at(h)
+	r := c.flowAt(h)
 	c.leave(r)
 	c.dropRare(r)
 	*r = record{addr: r.addr, word: r.word, owner: r.owner, epoch: r.epoch}
@@ -159,6 +173,9 @@ func (c *Cache) leave(r *record) {
 	}
 	c.alive--
 	c.destroyed++
+	if r.state&stateExpect != 0 {
+		c.expectsAlive--
+	}
 }
 
 // SetDead marks an entry as dead: Lookup still finds it, and only Replace brings
@@ -181,7 +198,11 @@ func (c *Cache) Remove(h Handle) {
 		panic("cache: index without an entry of the slab")
 	}
 	c.leave(r)
-	c.dropRare(r)
+	if r.state&stateExpect != 0 {
+		c.dropExpect(r)
+	} else {
+		c.dropRare(r)
+	}
 	*r = record{extra: c.freeRecord}
 	c.freeRecord = uint32(h)
 }
@@ -190,11 +211,12 @@ func (c *Cache) Remove(h Handle) {
 // again. The counters of Stats go on.
 func (c *Cache) Clear() {
 	c.destroyed += uint64(c.alive)
-	c.alive, c.dead, c.rows = 0, 0, 0
-	c.freeRecord, c.freeExtra = 0, 0
+	c.alive, c.dead, c.rows, c.expectsAlive = 0, 0, 0, 0
+	c.freeRecord, c.freeExtra, c.freeExpect = 0, 0, 0
 	c.index = newIndex()
 	c.records = slab[record]{}
 	c.extras = slab[extra]{}
+	c.expects = slab[expectRow]{}
 }
 
 // Walk calls fn for the entries, alive and dead, among the next max slots in the
@@ -234,6 +256,15 @@ func (c *Cache) at(h Handle) *record {
 	return r
 }
 
+// flowAt returns the record of an entry that must be a flow.
+func (c *Cache) flowAt(h Handle) *record {
+	r := c.records.at(uint32(h))
+	if r.state&(stateInUse|stateExpect) != stateInUse {
+		panic("cache: handle of no flow")
+	}
+	return r
+}
+
 // Len is the number of entries that are alive.
 func (c *Cache) Len() int { return c.alive }
 
@@ -266,6 +297,6 @@ func (c *Cache) Stats() Stats {
 		SideRows:   c.rows,
 		SlabBytes:  c.records.bytes(),
 		IndexBytes: c.index.bytes(),
-		SideBytes:  c.extras.bytes(),
+		SideBytes:  c.extras.bytes() + c.expects.bytes(),
 	}
 }

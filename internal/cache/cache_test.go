@@ -107,7 +107,7 @@ func hasPointer(t reflect.Type) bool {
 }
 
 func TestRecordsHoldNoPointer(t *testing.T) {
-	for _, v := range []any{record{}, extra{}, segment{}} {
+	for _, v := range []any{record{}, extra{}, expectRow{}, segment{}} {
 		if typ := reflect.TypeOf(v); hasPointer(typ) {
 			t.Errorf("%v holds a pointer", typ)
 		}
@@ -541,4 +541,49 @@ func TestMemoryPerFlow(t *testing.T) {
 		t.Errorf("Stats says %.1f octets a flow, the runtime %.1f", got, octets)
 	}
 	runtime.KeepAlive(c)
+}
+
+// TestKindsDoNotMix: what is of a flow cannot be asked of an expectation, nor the
+// other way round.
+func TestKindsDoNotMix(t *testing.T) {
+	c := New(0)
+	tuple := flow.Tuple{Family: flow.IPv4, Proto: flow.TCP, DstPort: 21}
+	f, x := flow.Flow{Orig: tuple}, flow.Expect{Tuple: tuple}
+	hf, err := c.Insert(&f, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hx, err := c.InsertExpect(&x, 0)
+	if err != nil || hx == hf || c.Lookup(&tuple) != hf || c.LookupExpect(&x) != hx {
+		t.Fatalf("flow %d, expectation %d, %v", hf, hx, err)
+	}
+	for name, fn := range map[string]func(){
+		"load":           func() { c.Load(hx, &f) },
+		"replace":        func() { c.Replace(hx, &f, 0) },
+		"merge":          func() { c.Merge(hx, &flow.Flow{Has: flow.HasMark}, 0) },
+		"merge full":     func() { c.MergeFull(hx, &f, 0) },
+		"load expect":    func() { c.LoadExpect(hf, &x) },
+		"replace expect": func() { c.ReplaceExpect(hf, &x, 0) },
+		"merge expect":   func() { c.MergeExpect(hf, &x, 0) },
+		"insert twice":   func() { c.InsertExpect(&x, 0) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			fn()
+		}()
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		c.Remove(hx)
+		hx, _ = c.InsertExpect(&x, 0)
+		c.SetDead(hx)
+		c.ReplaceExpect(hx, &x, 0)
+		c.MergeExpect(hx, &x, 0)
+		c.LoadExpect(hx, &x)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
 }

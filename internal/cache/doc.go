@@ -1,5 +1,5 @@
-// Package cache keeps flows: the internal cache (the flows of this kernel) and
-// the external cache (the flows of the peers) are two instances of one type.
+// Package cache keeps flows and expectations: the internal cache (those of this
+// kernel) and the external cache (those of a peer) are two instances of one type.
 //
 // What it owns: the memory of the flows, the index over their original tuples,
 // and a few octets about every entry that the owner of the cache uses as it
@@ -17,6 +17,12 @@
 // labels, helper, sequence adjustment, SYN proxy, security context, and a reply
 // tuple that is no plain relative of the original one) live in a side table of
 // their own; a record refers to its row there by number.
+//
+// An expectation is a record too, found by what it expects, and has the rest in a
+// table of its own. A bit in the family of its key keeps it apart from flows. Walks,
+// limits, handles, marks and all that is not about attributes make no difference
+// between the two; what is about the attributes of a flow must not be asked of an
+// expectation, and panics.
 //
 // The index is an extendible hash table: a directory of segments of 4 KiB, each
 // of which is split into two when it is full. The most that one insert has to
@@ -36,7 +42,8 @@
 // The replicated attributes are Reply (zone included), Master, Status, Mark, the
 // protocol state (TCP state, flags, window scale; SCTP state and verification
 // tags), Labels, Helper, SeqAdj and Synproxy. Timeout, ID and Secctx are stored,
-// but a change of them alone is no change in the sense of Merge.
+// but a change of them alone is no change in the sense of Merge. Of an expectation
+// everything is stored.
 //
 // # Entries
 //

@@ -26,10 +26,10 @@ func (c *Cache) fine(t uint32) Time {
 	return now
 }
 
-// Load writes the whole wide form of an entry to f, all that is not known or not
+// Load writes the whole wide form of a flow to f, all that is not known or not
 // stored as zero.
 func (c *Cache) Load(h Handle, f *flow.Flow) {
-	r := c.at(h)
+	r := c.flowAt(h)
 	*f = flow.Flow{}
 	r.load(f)
 	if r.extra == 0 {
@@ -47,7 +47,7 @@ func (c *Cache) Load(h Handle, f *flow.Flow) {
 	f.Secctx = e.secctx
 }
 
-// Key returns the original tuple of an entry.
+// Key returns the original tuple of a flow, or the key of an expectation.
 func (c *Cache) Key(h Handle) (t flow.Tuple) {
 	c.at(h).orig(&t)
 	return t
@@ -59,10 +59,10 @@ func (c *Cache) Created(h Handle) Time { return c.fine(c.at(h).created) }
 // Updated is when an attribute was last taken over, see Resolution.
 func (c *Cache) Updated(h Handle) Time { return c.fine(c.at(h).updated) }
 
-// Has says which attributes of an entry are known.
+// Has says which attributes of a flow are known.
 func (c *Cache) Has(h Handle) flow.Attrs { return c.at(h).has }
 
-// Status is the conntrack status of an entry, 0 if not known.
+// Status is the conntrack status of a flow, 0 if not known.
 func (c *Cache) Status(h Handle) uint32 { return c.at(h).status }
 
 // Timeout is the timeout of an entry in seconds as it was last said.

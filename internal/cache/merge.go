@@ -10,7 +10,7 @@ import "syncd/internal/flow"
 // reports whether a replicated attribute has another value now or has become
 // known.
 func (c *Cache) Merge(h Handle, f *flow.Flow, now Time) (changed bool) {
-	r := c.at(h)
+	r := c.flowAt(h)
 	if f.Has&storedAttrs == 0 {
 		return false
 	}
@@ -25,7 +25,7 @@ func (c *Cache) Merge(h Handle, f *flow.Flow, now Time) (changed bool) {
 // out when they are zero. Status, timeout, ID and protocol state are kept: an
 // offloaded flow has no timeout and no protocol state in a dump.
 func (c *Cache) MergeFull(h Handle, f *flow.Flow, now Time) (changed bool) {
-	r := c.at(h)
+	r := c.flowAt(h)
 	c.touch(r, now)
 	changed = c.forget(r, r.has&rareAttrs&^f.Has)
 	if f.Has&flow.HasMark == 0 && r.mark != 0 {

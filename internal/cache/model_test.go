@@ -120,6 +120,16 @@ func randTuple(r *rand.Rand, hosts int) flow.Tuple {
 	return t
 }
 
+// randExpect returns an expectation of t with few different values.
+func randExpect(r *rand.Rand, t flow.Tuple) flow.Expect {
+	x := flow.Expect{Tuple: t, Has: flow.ExpectAttrs(r.Uint32()) & (flow.ExpectHasID<<1 - 1)}
+	x.Master = randTuple(r, 2)
+	x.Mask.DstPort, x.Timeout, x.ID = uint16(r.IntN(2)), r.Uint32N(3), r.Uint32N(3)
+	x.Class, x.Flags, x.NATDir = r.Uint32N(2), r.Uint32N(2), r.Uint32N(2)
+	x.NAT.SrcPort, x.Helper[0], x.Fn[0] = uint16(r.IntN(2)), byte(r.IntN(2)), byte(r.IntN(2))
+	return x
+}
+
 // randFlow returns a flow with random attributes, with few different values so
 // that merging meets equal ones.
 func randFlow(r *rand.Rand, orig flow.Tuple) flow.Flow {
@@ -163,6 +173,8 @@ func randFlow(r *rand.Rand, orig flow.Tuple) flow.Flow {
 
 type modelEntry struct {
 	f                   flow.Flow
+	expect              bool
+	x                   flow.Expect // if expect; f has its key then
 	dead                bool
 	created, updated    Time
 	owner, epoch, flags uint8
@@ -208,8 +220,23 @@ func (m *machine) insert(t *rapid.T, r *rand.Rand) {
 	if m.keys[k] != 0 {
 		return
 	}
-	f := randFlow(r, k)
-	h, err := m.c.Insert(&f, m.now)
+	// Of what can be a flow there can be an expectation too.
+	var h Handle
+	var err error
+	e := modelEntry{created: m.now, updated: m.now}
+	if r.IntN(3) == 0 {
+		e.expect = true
+		e.x = randExpect(r, k)
+		if k = e.x.Key(); m.keys[k] != 0 {
+			return
+		}
+		e.f.Orig = k
+		h, err = m.c.InsertExpect(&e.x, m.now)
+	} else {
+		f := randFlow(r, k)
+		e.f = storedForm(f)
+		h, err = m.c.Insert(&f, m.now)
+	}
 	if len(m.entries) >= m.limit {
 		if !errors.Is(err, ErrFull) || h != 0 {
 			t.Fatalf("insert at the limit: %d, %v", h, err)
@@ -220,7 +247,7 @@ func (m *machine) insert(t *rapid.T, r *rand.Rand) {
 	if err != nil || h == 0 || m.entries[h] != nil {
 		t.Fatalf("insert gave handle %d, %v", h, err)
 	}
-	m.entries[h] = &modelEntry{f: storedForm(f), created: m.now, updated: m.now}
+	m.entries[h] = &e
 	m.keys[k] = h
 	m.created++
 }
@@ -243,6 +270,17 @@ func (m *machine) merge(t *rapid.T, full bool) {
 	}
 	m.tick(r)
 	e := m.entries[h]
+	if e.expect {
+		x := randExpect(r, e.x.Tuple)
+		want := x
+		want.ID, want.Timeout, want.Has = e.x.ID, e.x.Timeout, want.Has&^(flow.ExpectHasTimeout|flow.ExpectHasID)|e.x.Has&(flow.ExpectHasTimeout|flow.ExpectHasID)
+		if got := m.c.MergeExpect(h, &x, m.now); got != (want != e.x) {
+			t.Fatalf("changed = %v\nold    %+v\nmerged %+v", got, e.x, x)
+		}
+		e.x, e.updated = x, m.now
+		m.updated++
+		return
+	}
 	f := randFlow(r, e.f.Orig)
 	var got, want bool
 	var merged flow.Flow
@@ -281,13 +319,20 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			}
 			m.tick(r)
 			e := m.entries[h]
-			f := randFlow(r, e.f.Orig)
-			m.c.Replace(h, &f, m.now)
+			is := modelEntry{created: m.now, updated: m.now, owner: e.owner, epoch: e.epoch, expect: e.expect}
+			if e.expect {
+				is.x, is.f.Orig = randExpect(r, e.x.Tuple), e.f.Orig
+				m.c.ReplaceExpect(h, &is.x, m.now)
+			} else {
+				f := randFlow(r, e.f.Orig)
+				is.f = storedForm(f)
+				m.c.Replace(h, &f, m.now)
+			}
 			if !e.dead {
 				m.destroyed++
 			}
 			m.created++
-			*e = modelEntry{f: storedForm(f), created: m.now, updated: m.now, owner: e.owner, epoch: e.epoch}
+			*e = is
 		},
 		"dead": func(t *rapid.T) {
 			if h := m.pick(rng(t)); h != 0 {
@@ -390,7 +435,7 @@ func (m *machine) walk(t *rapid.T) {
 func near(got, want Time) bool { return got <= want && want-got < Resolution }
 
 func (m *machine) check(t *rapid.T) {
-	alive, rows := 0, 0
+	alive, expects, rows := 0, 0, 0
 	for h, e := range m.entries {
 		if !e.dead {
 			alive++
@@ -399,8 +444,20 @@ func (m *machine) check(t *rapid.T) {
 			t.Fatalf("lookup = %d, want %d: %+v", got, h, e.f.Orig)
 		}
 		var f flow.Flow
-		m.c.Load(h, &f)
-		if f != e.f {
+		if m.c.IsExpect(h) != e.expect {
+			t.Fatalf("entry %d is an expectation: %v", h, !e.expect)
+		}
+		if e.expect {
+			if !e.dead {
+				expects++
+			}
+			var x flow.Expect
+			m.c.LoadExpect(h, &x)
+			if x != e.x || m.c.LookupExpect(&x) != h {
+				t.Fatalf("entry %d, found as %d (-want +got):\n%s", h, m.c.LookupExpect(&x), cmp.Diff(e.x, x))
+			}
+			f.Orig, f.Timeout, f.ID = x.Key(), x.Timeout, x.ID
+		} else if m.c.Load(h, &f); f != e.f {
 			t.Fatalf("entry %d (-want +got):\n%s", h, cmp.Diff(e.f, f))
 		}
 		if m.c.Key(h) != f.Orig || m.c.Has(h) != f.Has || m.c.Status(h) != f.Status || m.c.Timeout(h) != f.Timeout ||
@@ -415,7 +472,7 @@ func (m *machine) check(t *rapid.T) {
 			t.Fatalf("entry %d: created %d updated %d, want %d and %d",
 				h, m.c.Created(h), m.c.Updated(h), e.created, e.updated)
 		}
-		if m.c.at(h).extra != 0 {
+		if m.c.at(h).extra != 0 && !e.expect {
 			rows++
 		}
 	}
@@ -428,6 +485,9 @@ func (m *machine) check(t *rapid.T) {
 	if m.c.Len() != alive || m.c.DeadLen() != len(m.entries)-alive || m.c.Limit() != m.limit {
 		t.Fatalf("len %d dead %d limit %d, want %d %d %d",
 			m.c.Len(), m.c.DeadLen(), m.c.Limit(), alive, len(m.entries)-alive, m.limit)
+	}
+	if m.c.ExpectLen() != expects {
+		t.Fatalf("%d expectations, want %d", m.c.ExpectLen(), expects)
 	}
 	s := m.c.Stats()
 	if s.Created != m.created || s.Updated != m.updated || s.Destroyed != m.destroyed || s.Refused != m.refused || s.SideRows != rows {

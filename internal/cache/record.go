@@ -2,7 +2,8 @@ package cache
 
 import "syncd/internal/flow"
 
-// record is a flow as it lies in the slab.
+// record is a flow as it lies in the slab, or an expectation, of which it has the key,
+// timeout, id and times.
 type record struct {
 	// word is keyWord of Orig. It stands first so that it shares a cache line
 	// with the first word of addr wherever the record lies: a comparison of
@@ -42,6 +43,7 @@ const (
 	stateInUse     state = 1 << iota
 	stateDead            // found by Lookup, counted apart
 	stateWideReply       // Reply is in the side table; what the record has of it is stale
+	stateExpect          // an expectation; extra is its row in the table of expectations
 )
 
 // extra is a row of the side table. A value that is zero needs no row, even when
