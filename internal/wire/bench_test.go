@@ -52,7 +52,7 @@ func TestAllocs(t *testing.T) {
 	f, e := one(t, fullMessage()).Flow, one(t, expect).Expect
 	if n := testing.AllocsPerRun(100, func() {
 		buf = wire.AppendFlow(buf[:0], wire.Syncd, wire.CTNew, 0, 1, &f)
-		buf = wire.AppendExpect(buf, wire.ExpNew, 0, 2, &e)
+		buf = wire.AppendExpect(buf, wire.Syncd, wire.ExpNew, 0, 2, &e)
 		buf = wire.AppendControl(buf, wire.FlagAck, 3, 1, 2)
 	}); n != 0 {
 		t.Errorf("append: %v allocations", n)
@@ -102,6 +102,6 @@ func BenchmarkAppendExpect(b *testing.B) {
 	buf := make([]byte, 0, wire.MaxExpectLen)
 	b.ReportAllocs()
 	for b.Loop() {
-		buf = wire.AppendExpect(buf[:0], wire.ExpNew, 0, 1, &e)
+		buf = wire.AppendExpect(buf[:0], wire.Syncd, wire.ExpNew, 0, 1, &e)
 	}
 }

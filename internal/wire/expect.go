@@ -1,13 +1,14 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"syncd/internal/flow"
 )
 
 // MaxExpectLen is the most that AppendExpect appends, in octets.
-const MaxExpectLen = 260
+const MaxExpectLen = 308
 
 // Attributes of an expectation.
 const (
@@ -33,7 +34,17 @@ const (
 	expHelperName
 	expFn
 
-	expOwn // 0x101, if there were one
+	expOwn // here begin those of our own
+)
+
+// Attributes of an expectation that only the syncd dialect has, as cutAttr numbers
+// them.
+const (
+	expZone = expOwn + iota
+	expNATIPv6
+	expHelperNameLong
+
+	expOwnToWire = firstOwn - expOwn // add it for the number on the wire
 )
 
 // expSizes is for cutAttr.
@@ -44,6 +55,7 @@ var expSizes = [...]int16{
 	expTimeout: 8, expFlags: 8, expClass: 8,
 	expNATIPv4: 12, expNATPort: 8, expNATL4Proto: 5, expNATDir: 8,
 	expHelperName: -16, expFn: -32,
+	expZone: 6, expNATIPv6: 36, expHelperNameLong: -20,
 }
 
 // parseExpect reads the attributes of b into e and reports whether they make an
@@ -51,11 +63,12 @@ var expSizes = [...]int16{
 // what is expected. A mask without addresses, or of another family than what is
 // expected, is no mask: e.Mask is then zero. e is undefined when the result is
 // false.
-func parseExpect(b []byte, strict bool, e *flow.Expect) bool {
+func parseExpect(b []byte, d Dialect, strict bool, e *flow.Expect) bool {
 	*e = flow.Expect{}
+	sizes := d.known(expSizes[:], expOwn)
 	var seen uint64 // bit n: attribute n was there
 	for len(b) > attrHeaderLen {
-		num, p, rest, ok := cutAttr(b, expSizes[:], expOwn, strict)
+		num, p, rest, ok := cutAttr(b, sizes, expOwn, strict)
 		if !ok {
 			return false
 		}
@@ -89,7 +102,7 @@ func parseExpect(b []byte, strict bool, e *flow.Expect) bool {
 		case expClass:
 			e.Class = binary.BigEndian.Uint32(p)
 			e.Has |= flow.ExpectHasClass
-		case expNATIPv4:
+		case expNATIPv4, expNATIPv6:
 			setAddrs(&e.NAT, p)
 		case expNATPort:
 			setPorts(&e.NAT, p)
@@ -97,7 +110,9 @@ func parseExpect(b []byte, strict bool, e *flow.Expect) bool {
 			e.NAT.Proto = p[0]
 		case expNATDir:
 			e.NATDir = binary.BigEndian.Uint32(p)
-		case expHelperName:
+		case expZone:
+			e.Tuple.Zone = binary.BigEndian.Uint16(p)
+		case expHelperName, expHelperNameLong:
 			e.Has &^= flow.ExpectHasHelper
 			if setName(e.Helper[:], p) {
 				e.Has |= flow.ExpectHasHelper
@@ -113,6 +128,7 @@ func parseExpect(b []byte, strict bool, e *flow.Expect) bool {
 	if e.Master.Family == 0 || e.Tuple.Family == 0 || seen&protocols != protocols {
 		return false
 	}
+	e.Master.Zone = e.Tuple.Zone // the kernel looks for the master in the zone of the expectation
 	if !e.Master.HasPorts() {
 		e.Master.SrcPort, e.Master.DstPort = 0, 0
 	}
@@ -120,8 +136,8 @@ func parseExpect(b []byte, strict bool, e *flow.Expect) bool {
 		e.Mask = flow.Tuple{}
 	}
 
-	// The format has no attribute for an IPv6 address here: the address of such
-	// a tuple is the unspecified one.
+	// conntrackd has no attribute for an IPv6 address here: the address of such a
+	// tuple is then the unspecified one.
 	const nat = 1<<expNATL4Proto | 1<<expNATDir
 	if e.NAT.Family == 0 {
 		e.NAT.Family = e.Tuple.Family
@@ -138,13 +154,15 @@ func parseExpect(b []byte, strict bool, e *flow.Expect) bool {
 // b, at most MaxExpectLen octets. The order of the attributes is conntrackd's.
 //
 // A mask whose family is not set is not sent. What the format has no room for
-// stays behind: zones, the identifier, a helper name of more than 11 characters,
-// a translation to an IPv6 address, and all ports when the master has none.
-func AppendExpect(b []byte, t Type, f Flags, seq Seq, e *flow.Expect) []byte {
+// stays behind: the identifier, and in conntrackd's dialect also the zone, a helper name
+// of more than 11 characters, a translation to an IPv6 address, and all ports when the
+// master has none.
+func AppendExpect(b []byte, d Dialect, t Type, f Flags, seq Seq, e *flow.Expect) []byte {
 	start := len(b)
 	b = appendHeader(b, t, f, 0, seq)
-	// Whether any of the tuples shows its ports depends on the master alone.
-	ports := carriesPorts(&e.Master)
+	// To a conntrackd it depends on the master alone whether any of the tuples shows
+	// its ports. Among ourselves they are never left out: they belong to the identity.
+	ports := d == Syncd || carriesPorts(&e.Master)
 
 	// Each tuple has its four attributes in the same order.
 	b = appendTuple(b, expMasterIPv4, e.Master.Family, ports, &e.Master)
@@ -164,7 +182,7 @@ func AppendExpect(b []byte, t Type, f Flags, seq Seq, e *flow.Expect) []byte {
 		b = append32(b, expClass, e.Class)
 	}
 	if e.Has&flow.ExpectHasNAT != 0 {
-		b = appendExpectNAT(b, ports, e)
+		b = appendExpectNAT(b, d, ports, e)
 	}
 	if e.Has&flow.ExpectHasHelper != 0 {
 		b = appendName(b, expHelperName, e.Helper[:], maxHelper)
@@ -172,7 +190,25 @@ func AppendExpect(b []byte, t Type, f Flags, seq Seq, e *flow.Expect) []byte {
 	if e.Has&flow.ExpectHasFn != 0 {
 		b = appendName(b, expFn, e.Fn[:], len(e.Fn)-1)
 	}
+	if d == Syncd {
+		b = appendExpectOwn(b, e)
+	}
 	setLen(b, start)
+	return b
+}
+
+// appendExpectOwn appends the attributes that only the syncd dialect has.
+func appendExpectOwn(b []byte, e *flow.Expect) []byte {
+	if e.Tuple.Zone != 0 {
+		b = append16(b, expZone+expOwnToWire, e.Tuple.Zone)
+	}
+	if e.Has&flow.ExpectHasNAT != 0 && e.Tuple.Family == flow.IPv6 {
+		// appendAddrs counts from the attribute for IPv4.
+		b = appendAddrs(b, expNATIPv6+expOwnToWire-1, flow.IPv6, &e.NAT)
+	}
+	if e.Has&flow.ExpectHasHelper != 0 && bytes.IndexByte(e.Helper[:], 0) > maxHelper {
+		b = appendName(b, expHelperNameLong+expOwnToWire, e.Helper[:], len(e.Helper)-1)
+	}
 	return b
 }
 
@@ -188,11 +224,13 @@ func appendTuple(b []byte, num uint16, family uint8, ports bool, t *flow.Tuple) 
 }
 
 // appendExpectNAT appends the translation, or nothing if it is to an IPv6
-// address: without that address it would be another translation.
-func appendExpectNAT(b []byte, ports bool, e *flow.Expect) []byte {
+// address and conntrackd's dialect has none: without that address it would be
+// another translation.
+func appendExpectNAT(b []byte, d Dialect, ports bool, e *flow.Expect) []byte {
 	switch {
 	case e.Tuple.Family != flow.IPv6:
 		b = appendAddrs(b, expNATIPv4, flow.IPv4, &e.NAT)
+	case d == Syncd: // the address follows at the end
 	case e.NAT.Src != [16]byte{} || e.NAT.Dst != [16]byte{}:
 		return b
 	}

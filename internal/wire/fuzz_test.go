@@ -62,7 +62,7 @@ func walk(t *testing.T, d wire.Dialect, b []byte, strict bool) {
 		case m.Type <= wire.CTDel:
 			want.Flow = survivesFlow(d, &m.Flow)
 		case m.Type <= wire.ExpDel:
-			want.Expect = survivesExpect(&m.Expect)
+			want.Expect = survivesExpect(d, &m.Expect)
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Fatalf("%+v (-want +got):\n%s", m, diff)
@@ -137,7 +137,7 @@ func FuzzRoundTrip(f *testing.F) {
 		if in.Type <= wire.CTDel {
 			want.Flow = survivesFlow(d, &in.Flow)
 		} else {
-			want.Expect = survivesExpect(&in.Expect)
+			want.Expect = survivesExpect(d, &in.Expect)
 			limit = wire.MaxExpectLen
 		}
 		b := appendIn(d, nil, &in)
@@ -243,10 +243,15 @@ func survivesFlow(d wire.Dialect, f *flow.Flow) flow.Flow {
 	return g
 }
 
-func survivesExpect(e *flow.Expect) flow.Expect {
+func survivesExpect(d wire.Dialect, e *flow.Expect) flow.Expect {
 	g := flow.Expect{Has: flow.ExpectHasFlags}
 	g.Master, g.Tuple = survivesTuple(e.Master), survivesTuple(e.Tuple)
 	g.Tuple.SrcPort, g.Tuple.DstPort = e.Tuple.SrcPort, e.Tuple.DstPort
+	own, longest := d == wire.Syncd, 11
+	if own {
+		longest = 15
+		g.Tuple.Zone, g.Master.Zone = e.Tuple.Zone, e.Tuple.Zone
+	}
 	part := func(tuple flow.Tuple) flow.Tuple {
 		tuple.Family, tuple.Zone = g.Tuple.Family, 0
 		tuple.Src, tuple.Dst = sameFamily(tuple.Src, g.Tuple.Family), sameFamily(tuple.Dst, g.Tuple.Family)
@@ -268,11 +273,11 @@ func survivesExpect(e *flow.Expect) flow.Expect {
 	if has(flow.ExpectHasClass) {
 		g.Class = e.Class
 	}
-	addressed := g.Tuple.Family == flow.IPv6 && (e.NAT.Src != [16]byte{} || e.NAT.Dst != [16]byte{})
+	addressed := !own && g.Tuple.Family == flow.IPv6 && (e.NAT.Src != [16]byte{} || e.NAT.Dst != [16]byte{})
 	if !addressed && has(flow.ExpectHasNAT) {
 		g.NAT, g.NATDir = part(e.NAT), e.NATDir
 	}
-	if n := len(e.Helper.String()); n >= 1 && n <= 11 && has(flow.ExpectHasHelper) {
+	if n := len(e.Helper.String()); n >= 1 && n <= longest && has(flow.ExpectHasHelper) {
 		copy(g.Helper[:n], e.Helper[:])
 	}
 	if n := bytes.IndexByte(e.Fn[:], 0); n >= 1 && has(flow.ExpectHasFn) {
@@ -280,7 +285,7 @@ func survivesExpect(e *flow.Expect) flow.Expect {
 	}
 	withPorts := g.Master.HasPorts() &&
 		(g.Master.Proto != flow.DCCP || e.Master.SrcPort != 0 || e.Master.DstPort != 0)
-	if !withPorts {
+	if !withPorts && !own {
 		for _, tuple := range []*flow.Tuple{&g.Master, &g.Tuple, &g.Mask, &g.NAT} {
 			tuple.SrcPort, tuple.DstPort = 0, 0
 		}

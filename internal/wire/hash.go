@@ -45,15 +45,19 @@ func Hash(seed uint64, b []byte) uint64 {
 
 // FlowHash returns the hash of the state that a data message carries: of its
 // attributes without TIMEOUT, which runs by itself. msg is a whole message that
-// AppendFlow made or that a Reader accepted.
+// AppendFlow or AppendExpect made or that a Reader accepted.
 func FlowHash(seed uint64, msg []byte) uint64 {
+	timeout := uint16(ctTimeout)
+	if len(msg) > 0 && Type(msg[0]&0xf) > CTDel {
+		timeout = expTimeout
+	}
 	body := msg[min(HeaderLen, len(msg)):]
 	for at := 0; at+4 <= len(body); {
 		n := int(binary.BigEndian.Uint16(body[at:]))
 		if n < 4 || n > len(body)-at {
 			break
 		}
-		if binary.BigEndian.Uint16(body[at+2:]) == ctTimeout {
+		if binary.BigEndian.Uint16(body[at+2:]) == timeout {
 			end := min(at+(n+3)&^3, len(body))
 			return Hash(Hash(seed, body[:at]), body[end:])
 		}
@@ -62,9 +66,10 @@ func FlowHash(seed uint64, msg []byte) uint64 {
 	return Hash(Hash(seed, body), nil)
 }
 
-// Bucket returns the bucket of the flow with this identity: the low 7 bits of Hash
-// with seed 0 over 40 octets: source (16), destination (16), source port, destination
-// port and zone (2 each, big-endian), protocol, family number.
+// Bucket returns the bucket of the flow with this identity, or of the expectation with
+// this key: the low 7 bits of Hash with seed 0 over 40 octets: source (16), destination
+// (16), source port, destination port and zone (2 each, big-endian), protocol, family
+// number, with flow.ExpectKey for an expectation.
 func Bucket(t *flow.Tuple) uint8 {
 	var b [40]byte
 	copy(b[:], t.Src[:])

@@ -138,7 +138,7 @@ type Message struct {
 	Expect flow.Expect // types 3 to 5 without fault
 	Sync   Sync        // type SyncCtl without fault
 
-	Hash uint64 // FlowHash of types 0 to 2 without fault, if Reader.Sync
+	Hash uint64 // FlowHash of types 0 to 5 without fault, if Reader.Sync
 }
 
 // HeaderValid reports whether Type and Flags go together as FT-FW has it: data

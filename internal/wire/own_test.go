@@ -230,3 +230,44 @@ func TestOwnSentences(t *testing.T) {
 		})
 	}
 }
+
+// TestOwnExpectSentences are the sentences of section 9 about expectations.
+func TestOwnExpectSentences(t *testing.T) {
+	page := document(t)
+	for _, s := range []string{
+		"(9.8) ZONE is the zone of all tuples of the expectation, sent if it is not 0.",
+		"(9.9) If the family is IPv6, the addresses of the translation are in NAT_IPV6; its other attributes are conntrackd's.",
+		"(9.10) Of an expectation MASTER_PORT, EXPECT_PORT and MASK_PORT are never left out, and NAT_PORT only with the translation.",
+		"| 0x101 | ZONE | 2 | |", "| 0x102 | NAT_IPV6 | 32 |", "| 0x103 | HELPER_NAME_LONG | up to 16 | |",
+	} {
+		if !strings.Contains(page, s) {
+			t.Errorf("the page does not say: %s", s)
+		}
+	}
+	x := flow.Expect{
+		Master: flow.Tuple{Family: flow.IPv6, Proto: 99, Zone: 0x0506},
+		Tuple:  flow.Tuple{Family: flow.IPv6, Proto: flow.TCP, DstPort: 20, Zone: 0x0506},
+		NAT:    flow.Tuple{Family: flow.IPv6, Proto: flow.TCP, Src: [16]byte{15: 1}, Dst: [16]byte{15: 2}, SrcPort: 9},
+		Has:    flow.ExpectHasFlags | flow.ExpectHasNAT | flow.ExpectHasHelper,
+	}
+	x.Helper, _ = flow.MakeName("twelve-chars")
+	b := wire.AppendExpect(nil, wire.Syncd, wire.ExpNew, 0, 1, &x)
+	for _, want := range [][]byte{
+		attr(0x101, 5, 6),
+		attr(0x102, append(append(make([]byte, 15), 1), append(make([]byte, 15), 2)...)...),
+		attr(0x103, []byte("twelve-chars\x00")...),
+		attr(7, 0, 0, 0, 20), attr(16, 0, 9, 0, 0), attr(3, 0, 0, 0, 0),
+	} {
+		if !bytes.Contains(b, want) {
+			t.Errorf("% x is not in % x", want, b)
+		}
+	}
+	if got := oneIn(t, wire.Syncd, b).Expect; got != x {
+		t.Errorf("received %+v", got)
+	}
+	// In conntrackd's dialect these numbers are not known.
+	if got := readIn(wire.Conntrackd, b, false)[0]; got.Fault != wire.FaultNone || got.Expect.Tuple.Zone != 0 ||
+		got.Expect.NAT.Src != [16]byte{} || got.Expect.Has&flow.ExpectHasHelper != 0 {
+		t.Errorf("received in conntrackd's dialect: %+v", got)
+	}
+}

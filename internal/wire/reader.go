@@ -72,8 +72,11 @@ func (r *Reader) body(m *Message, msg []byte) Fault {
 			m.Hash = FlowHash(r.Seed, msg)
 		}
 	case m.Type <= ExpDel:
-		if !parseExpect(msg[HeaderLen:], r.Strict, &m.Expect) {
+		if !parseExpect(msg[HeaderLen:], r.dialect(), r.Strict, &m.Expect) {
 			return FaultPayload
+		}
+		if r.Sync {
+			m.Hash = FlowHash(r.Seed, msg)
 		}
 	case m.Type == SyncCtl && r.Sync:
 		if !parseSync(Kind(m.Flags), msg, &m.Sync) {

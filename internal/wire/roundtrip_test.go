@@ -47,17 +47,18 @@ func TestRoundTripFlow(t *testing.T) {
 // TestRoundTripExpect is the same for expectations.
 func TestRoundTripExpect(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
+		d := rapid.SampledFrom([]wire.Dialect{wire.Conntrackd, wire.Syncd}).Draw(t, "dialect")
 		want := wire.Message{
 			Type:   rapid.SampledFrom([]wire.Type{wire.ExpNew, wire.ExpUpd, wire.ExpDel}).Draw(t, "type"),
 			Flags:  wire.Flags(rapid.Byte().Draw(t, "flags")),
 			Seq:    wire.Seq(rapid.Uint32().Draw(t, "seq")),
-			Expect: expects().Draw(t, "expect"),
+			Expect: expects(d).Draw(t, "expect"),
 		}
-		b := wire.AppendExpect(nil, want.Type, want.Flags, want.Seq, &want.Expect)
+		b := wire.AppendExpect(nil, d, want.Type, want.Flags, want.Seq, &want.Expect)
 		if len(b)%4 != 0 || len(b) > wire.MaxExpectLen {
 			t.Fatalf("%d octets", len(b))
 		}
-		if diff := cmp.Diff(want, one(t, b)); diff != "" {
+		if diff := cmp.Diff(want, oneIn(t, d, b)); diff != "" {
 			t.Fatalf("% x (-want +got):\n%s", b, diff)
 		}
 	})
@@ -84,13 +85,12 @@ func TestMaxLen(t *testing.T) {
 		t.Errorf("flow: %d octets, MaxFlowLen is %d", n, wire.MaxFlowLen)
 	}
 
-	e := flow.Expect{Master: v6(1), Tuple: v6(3), Mask: v6(5), Has: 1<<16 - 1}
-	e.NAT = flow.Tuple{Family: flow.IPv6, Proto: flow.TCP, SrcPort: 1}
-	e.Helper, _ = flow.MakeName("abcdefghijk")
+	e := flow.Expect{Master: v6(1), Tuple: v6(3), Mask: v6(5), NAT: v6(7), Has: 1<<16 - 1}
+	e.Helper, _ = flow.MakeName("abcdefghijklmno")
 	for i := range len(e.Fn) - 1 {
 		e.Fn[i] = 'x'
 	}
-	if n := len(wire.AppendExpect(nil, wire.ExpNew, 0, 0, &e)); n != wire.MaxExpectLen {
+	if n := len(wire.AppendExpect(nil, wire.Syncd, wire.ExpNew, 0, 0, &e)); n != wire.MaxExpectLen {
 		t.Errorf("expectation: %d octets, MaxExpectLen is %d", n, wire.MaxExpectLen)
 	}
 }
@@ -154,8 +154,18 @@ func TestLeftBehind(t *testing.T) {
 		NAT:    flow.Tuple{Family: flow.IPv6, Proto: flow.TCP, Src: [16]byte{1}},
 		Has:    flow.ExpectHasNAT | flow.ExpectHasFlags,
 	}
-	if got := one(t, wire.AppendExpect(nil, wire.ExpNew, 0, 0, &e)).Expect; got.Has != flow.ExpectHasFlags || got.NAT != (flow.Tuple{}) {
+	if got := one(t, wire.AppendExpect(nil, wire.Conntrackd, wire.ExpNew, 0, 0, &e)).Expect; got.Has != flow.ExpectHasFlags || got.NAT != (flow.Tuple{}) {
 		t.Errorf("translation to an IPv6 address: %+v", got)
+	}
+
+	// To a conntrackd nothing of our own is sent: a strict reader takes it all.
+	e.Tuple.Zone, e.Helper = 7, long
+	e.Has |= flow.ExpectHasHelper
+	if m := one(t, wire.AppendExpect(nil, wire.Conntrackd, wire.ExpNew, 0, 0, &e)); m.Expect.Tuple.Zone != 0 || m.Expect.Has&flow.ExpectHasHelper != 0 {
+		t.Errorf("to a conntrackd: %+v", m)
+	}
+	if m := read(wire.AppendExpect(nil, wire.Syncd, wire.ExpNew, 0, 0, &e), true)[0]; m.Fault != wire.FaultPayload {
+		t.Errorf("a conntrackd would take %+v", m)
 	}
 }
 
@@ -252,7 +262,7 @@ func flows(d wire.Dialect) *rapid.Generator[flow.Flow] {
 }
 
 // expects generates expectations that the format has room for.
-func expects() *rapid.Generator[flow.Expect] {
+func expects(d wire.Dialect) *rapid.Generator[flow.Expect] {
 	return rapid.Custom(func(t *rapid.T) flow.Expect {
 		e := flow.Expect{
 			Master: tuples(flow.TCP, flow.UDP, flow.SCTP, 99).Draw(t, "master"),
@@ -260,18 +270,24 @@ func expects() *rapid.Generator[flow.Expect] {
 			Flags:  rapid.Uint32().Draw(t, "flags"),
 		}
 		// The ports of a mask and of a translation are octets, whatever the
-		// protocol, but they travel only if the master has ports.
+		// protocol, but to a conntrackd they travel only if the master has ports.
 		with := func(name string, family uint8) flow.Tuple {
 			tuple := tuples(flow.TCP, flow.UDP, flow.GRE).Draw(t, name)
 			for tuple.Family != family {
 				tuple = tuples(flow.TCP, flow.UDP, flow.GRE).Draw(t, name)
 			}
-			if !e.Master.HasPorts() {
+			if !e.Master.HasPorts() && d != wire.Syncd {
 				tuple.SrcPort, tuple.DstPort = 0, 0
 			}
 			return tuple
 		}
 		e.Tuple = with("tuple", e.Master.Family)
+		longest := 11
+		if d == wire.Syncd {
+			longest = 15
+			e.Tuple.Zone = rapid.Uint16().Draw(t, "zone")
+			e.Master.Zone = e.Tuple.Zone
+		}
 		has := func(bit flow.ExpectAttrs, name string) bool {
 			yes := rapid.Bool().Draw(t, name)
 			if yes {
@@ -290,13 +306,13 @@ func expects() *rapid.Generator[flow.Expect] {
 		}
 		if has(flow.ExpectHasNAT, "has nat") {
 			e.NAT = with("nat", e.Tuple.Family)
-			if e.NAT.Family == flow.IPv6 {
+			if e.NAT.Family == flow.IPv6 && d != wire.Syncd {
 				e.NAT.Src, e.NAT.Dst = [16]byte{}, [16]byte{}
 			}
 			e.NATDir = rapid.Uint32().Draw(t, "dir")
 		}
 		if has(flow.ExpectHasHelper, "has helper") {
-			copy(e.Helper[:], names(11).Draw(t, "helper"))
+			copy(e.Helper[:], names(longest).Draw(t, "helper"))
 		}
 		if has(flow.ExpectHasFn, "has function") {
 			copy(e.Fn[:], names(27).Draw(t, "function"))

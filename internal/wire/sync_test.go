@@ -457,6 +457,40 @@ func TestFlowHash(t *testing.T) {
 	})
 }
 
+// TestExpectHash is the same for expectations, whose TIMEOUT has another number.
+func TestExpectHash(t *testing.T) {
+	x := flow.Expect{Has: 1<<16 - 1, Timeout: 100}
+	for i, tuple := range []*flow.Tuple{&x.Master, &x.Tuple, &x.Mask, &x.NAT} {
+		*tuple = flow.Tuple{Family: flow.IPv6, Proto: flow.TCP, Src: [16]byte{15: byte(i)}, SrcPort: 7}
+	}
+	x.Tuple.Zone = 5
+	x.Helper, _ = flow.MakeName("a-long-helper")
+	x.Fn[0] = 'f'
+	msg := wire.AppendExpect(nil, wire.Syncd, wire.ExpNew, 0, 1, &x)
+	want := wire.FlowHash(9, msg)
+	if r := (&wire.Reader{Sync: true, Seed: 9}); true {
+		var m wire.Message
+		if r.Reset(msg); !r.Next(&m) || m.Hash != want {
+			t.Errorf("a reader says %x, want %x", m.Hash, want)
+		}
+	}
+	x.Timeout = 7
+	if wire.FlowHash(9, wire.AppendExpect(nil, wire.Syncd, wire.ExpUpd, 0, 2, &x)) != want {
+		t.Error("it depends on TIMEOUT, type or number")
+	}
+	for at := 8; at < len(msg); {
+		n := int(binary.BigEndian.Uint16(msg[at:]))
+		for i := at + 4; i < at+n; i++ {
+			changed := bytes.Clone(msg)
+			changed[i] ^= 1
+			if timeout := binary.BigEndian.Uint16(msg[at+2:]) == 12; timeout != (wire.FlowHash(9, changed) == want) {
+				t.Errorf("octet %d of attribute %x", i-at, msg[at:at+4])
+			}
+		}
+		at += (n + 3) &^ 3
+	}
+}
+
 func TestBucket(t *testing.T) {
 	page := document(t)
 	v6 := func(last byte) [16]byte { return [16]byte{0x20, 1, 0x0d, 0xb8, 15: last} }
@@ -483,6 +517,20 @@ func TestBucket(t *testing.T) {
 		if got := wire.Bucket(&m.Flow.Orig); got != v.want {
 			t.Errorf("%s, received: %d, want %d", v.name, got, v.want)
 		}
+	}
+
+	// An expectation is in another one than the flow that it expects, as a rule.
+	x := flow.Expect{Tuple: flow.Tuple{Family: flow.IPv4, Proto: flow.TCP, Src: a, Dst: b, DstPort: 2001}}
+	x.Master = flow.Tuple{Family: flow.IPv4, Proto: flow.TCP, Src: a, Dst: b, SrcPort: 40000, DstPort: 21}
+	key := x.Key()
+	if line := fmt.Sprintf("| bucket of the expectation of TCP 192.0.2.1:0 > 198.51.100.7:2001 | `%d` |", wire.Bucket(&key)); !strings.Contains(page, line) {
+		t.Errorf("the page does not have %s", line)
+	}
+	x.Tuple.Zone = 7
+	inZone := x.Key()
+	m := readSync(wire.AppendExpect(nil, wire.Syncd, wire.ExpNew, 0, 1, &x))[0]
+	if got := m.Expect.Key(); got != inZone || wire.Bucket(&got) == wire.Bucket(&key) || wire.Bucket(&x.Tuple) == wire.Bucket(&got) {
+		t.Errorf("received: %v", got)
 	}
 
 	// 128,000 flows of one service: every bucket gets 1000, give or take six times

@@ -441,7 +441,7 @@ func appendIn(d wire.Dialect, b []byte, m *wire.Message) []byte {
 	case m.Type <= wire.CTDel:
 		return wire.AppendFlow(b, d, m.Type, m.Flags, m.Seq, &m.Flow)
 	case m.Type <= wire.ExpDel:
-		return wire.AppendExpect(b, m.Type, m.Flags, m.Seq, &m.Expect)
+		return wire.AppendExpect(b, d, m.Type, m.Flags, m.Seq, &m.Expect)
 	}
 	return wire.AppendControl(b, m.Flags, m.Seq, m.From, m.To)
 }
