@@ -20,6 +20,9 @@
 //	       ─ no such master ──────► once more at the end, then create without master
 //	       ─ anything else ───────► counted as refused
 //
+// The kernel drops labels without an error when no rule of it uses any. One entry of
+// each batch that has some is looked at afterwards.
+//
 // # What is there stays
 //
 // An entry of the kernel may be newer than ours: traffic may have moved to this

@@ -25,6 +25,9 @@ type fakeKernel struct {
 	room    int                   // of a batch, 0 for any
 	helpers map[string]bool
 	lastID  uint32
+	// noLabels is that no rule uses labels: a create drops them, an update fails for
+	// want of room after it has done all else.
+	noLabels bool
 
 	// before runs ahead of each request; a non-zero result is the kernel's
 	// answer. It may change the table.
@@ -140,7 +143,11 @@ func (k *fakeKernel) create(f *flow.Flow) unix.Errno {
 		return unix.EEXIST
 	}
 	k.created = append(k.created, f.Orig)
-	k.insert(*f)
+	g := *f
+	if k.noLabels {
+		g.Has, g.Labels = g.Has&^flow.HasLabels, [16]byte{}
+	}
+	k.insert(g)
 	return 0
 }
 
@@ -221,7 +228,13 @@ func (k *fakeKernel) update(f *flow.Flow) unix.Errno {
 	if f.Has&flow.HasSynproxy != 0 {
 		have.Synproxy = f.Synproxy
 	}
-	have.Has |= f.Has
+	have.Has |= f.Has &^ flow.HasLabels
+	if f.Has&flow.HasLabels != 0 {
+		if k.noLabels {
+			return unix.ENOSPC
+		}
+		have.Labels, have.Has = f.Labels, have.Has|flow.HasLabels
+	}
 	return 0
 }
 

@@ -16,8 +16,9 @@ const (
 	// (NLM_F_CREATE|NLM_F_EXCL). The translation follows from Orig and Reply.
 	Create Op = iota
 	// Update changes the entry that holds Orig. Only Status, Timeout, Mark, the
-	// protocol state, sequence adjustment and SYN proxy count, each if its bit in
-	// Has is set.
+	// protocol state, sequence adjustment, SYN proxy and labels count, each if its
+	// bit in Has is set. With ENOSPC all is done but the labels, for which the
+	// entry has no room.
 	Update
 	// Delete removes the entry that holds Orig; with HasID only if it has that ID,
 	// and fails with ENOENT otherwise.

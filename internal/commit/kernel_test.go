@@ -16,6 +16,7 @@ import (
 	"syncd/internal/commit"
 	"syncd/internal/ctnetlink"
 	"syncd/internal/flow"
+	"syncd/internal/wire"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
@@ -28,7 +29,10 @@ import (
 )
 
 // writer makes a commit.Kernel of a ctnetlink.Writer.
-type writer struct{ *ctnetlink.Writer }
+type writer struct {
+	*ctnetlink.Writer
+	markMask uint32 // 0 for all
+}
 
 func (w writer) Add(op commit.Op, f *flow.Flow) (int, error) {
 	ops := [...]ctnetlink.Op{
@@ -36,7 +40,7 @@ func (w writer) Add(op commit.Op, f *flow.Flow) (int, error) {
 		commit.Update: ctnetlink.OpUpdate,
 		commit.Delete: ctnetlink.OpDelete,
 	}
-	i, err := w.Writer.Add(ops[op], f, ctnetlink.CreateOptions{Liberal: true, Labels: true, GuardID: true})
+	i, err := w.Writer.Add(ops[op], f, ctnetlink.CreateOptions{Liberal: true, Labels: true, GuardID: true, MarkMask: w.markMask})
 	if errors.Is(err, ctnetlink.ErrBatchFull) {
 		err = commit.ErrBatchFull
 	}
@@ -90,14 +94,14 @@ func newNode(t testing.TB) *node {
 			t.Errorf("delete namespace: %v", err)
 		}
 	})
-	n.rules()
+	n.rules(expr.CtKeySTATE, expr.CtKeyLABELS)
 
 	w, err := ctnetlink.NewWriter(ctnetlink.WriterConfig{NetNS: int(n.handle)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.Close() })
-	n.writer = writer{w}
+	n.writer = writer{Writer: w}
 	if n.oracle, err = conntrack.Dial(&nl.Config{NetNS: int(n.handle)}); err != nil {
 		t.Fatal(err)
 	}
@@ -113,19 +117,20 @@ func setUp() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// rules makes the namespace track, and use labels.
-func (n *node) rules() {
+// rules makes the namespace track, and use keys: without one of labels it keeps none.
+func (n *node) rules(keys ...expr.CtKey) {
 	n.t.Helper()
 	c, err := nftables.New(nftables.WithNetNSFd(int(n.handle)))
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	c.FlushRuleset()
 	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "t"})
 	chain := c.AddChain(&nftables.Chain{
 		Name: "in", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 	})
-	for _, key := range []expr.CtKey{expr.CtKeySTATE, expr.CtKeyLABELS} {
+	for _, key := range keys {
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
 			&expr.Ct{Register: 1, Key: key}, &expr.Counter{},
 		}})
@@ -217,7 +222,7 @@ func (n *node) table() map[string]conntrack.Flow {
 func key(f *conntrack.Flow) string {
 	p := f.TupleOrig.Proto
 	return fmt.Sprint(f.TupleOrig.IP.SourceAddress, ">", f.TupleOrig.IP.DestinationAddress, " proto ", p.Protocol,
-		" ", p.SourcePort, ">", p.DestinationPort, " id ", p.ICMPID, " zone ", f.Zone, f.TupleOrig.Zone)
+		" ", p.SourcePort, ">", p.DestinationPort, " id ", p.ICMPID, " zone ", f.Zone, f.TupleOrig.Zone, f.TupleReply.Zone)
 }
 
 // source hands out entries as a cache does.
@@ -291,9 +296,11 @@ func edit(f flow.Flow, fn func(*flow.Flow)) flow.Flow {
 
 func snat(f flow.Flow, to string, port uint16) flow.Flow {
 	f.Reply.Dst = addr(to)
-	if f.Orig.IsICMP() {
+	switch {
+	case f.Orig.IsICMP():
 		f.Reply.SrcPort = port
-	} else if f.Orig.HasPorts() {
+	case f.Orig.Proto == flow.GRE: // without a master its keys stay
+	case f.Orig.HasPorts():
 		f.Reply.DstPort = port
 	}
 	return f
@@ -307,8 +314,10 @@ func dnat(f flow.Flow, to string, port uint16) flow.Flow {
 	return f
 }
 
-func zoned(f flow.Flow, zone uint16) flow.Flow {
-	f.Orig.Zone, f.Reply.Zone = zone, zone
+func zoned(f flow.Flow, zone uint16) flow.Flow { return zones(f, zone, zone) }
+
+func zones(f flow.Flow, orig, reply uint16) flow.Flow {
+	f.Orig.Zone, f.Reply.Zone = orig, reply
 	return f
 }
 
@@ -324,12 +333,34 @@ func everyKind() []flow.Flow {
 		f.Helper, _ = flow.MakeName("ftp")
 		f.SeqAdj = [2]flow.SeqAdj{{Pos: 1000, Before: 3, After: 5}, {Pos: 2000, Before: -3, After: -5}}
 	})
+	split := zones(edit(newFlow(flow.TCP, client4, server4, 2200, 21), func(f *flow.Flow) {
+		f.Has |= flow.HasHelper | flow.HasSeqAdjOrig | flow.HasSeqAdjRepl
+		f.Helper, _ = flow.MakeName("ftp")
+		f.SeqAdj[1] = flow.SeqAdj{Pos: 5, Before: 6, After: 7}
+	}), 11, 0)
+	child := func(port uint16, of *flow.Flow) flow.Flow {
+		f := newFlow(flow.TCP, client4, server4, port, 20000)
+		f.Has |= flow.HasMaster
+		f.Master = of.Orig
+		f.Orig.Zone, f.Reply.Zone = of.Orig.Zone, of.Reply.Zone
+		return f
+	}
 	flows := []flow.Flow{
-		edit(newFlow(flow.TCP, client4, server4, 2101, 20000), func(f *flow.Flow) {
-			f.Has |= flow.HasMaster
-			f.Master = master.Orig
-		}),
+		child(2101, &master),
 		master,
+		split,
+		child(2201, &split),
+		zones(newFlow(flow.UDP, client4, server4, 2202, 53), 0, 12),
+		zones(newFlow(flow.UDP, client4, server4, 2203, 53), 13, 0),
+		zones(snat(newFlow(flow.TCP, client4, server4, 2204, 443), public4, 3204), 13, 0),
+		zones(snat(newFlow(flow.UDP, client6, server6, 2205, 443), public6, 3205), 0, 14),
+		zones(dnat(newFlow(flow.SCTP, client4, public4, 2206, 443), server4, 8443), 0, 14),
+		zones(snat(newFlow(flow.ICMP, client4, server4, 79, 8<<8), public4, 100), 13, 0),
+		snat(newFlow(flow.ICMPv6, client6, server6, 78, 128<<8), public6, 99),
+		newFlow(flow.ICMP, client4, server4, 80, 13<<8), // timestamp
+		snat(newFlow(flow.GRE, client4, server4, 0, 0), public4, 0),
+		newFlow(flow.GRE, client6, server6, 0, 0),
+		snat(newFlow(flow.GRE, client4, "198.51.100.2", 0x30, 0x40), public4, 0x40),
 		newFlow(flow.ICMP, client4, server4, 77, 8<<8),
 		snat(newFlow(flow.ICMP, client4, server4, 78, 8<<8), public4, 99),
 		newFlow(flow.ICMPv6, client6, server6, 77, 128<<8),
@@ -399,6 +430,23 @@ func sameTables(t *testing.T, a, b *node) {
 	}
 }
 
+// overWire returns entries as they arrive at a peer, in the syncd dialect.
+func overWire(t *testing.T, entries []commit.Entry) []commit.Entry {
+	t.Helper()
+	for i := range entries {
+		var m wire.Message
+		r := wire.Reader{Sync: true}
+		r.Reset(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &entries[i].Flow))
+		if !r.Next(&m) || m.Fault != wire.FaultNone {
+			t.Fatalf("%+v: %v", entries[i].Flow, m.Fault)
+		}
+		entries[i].Flow = m.Flow
+	}
+	return entries
+}
+
+// TestKernelEveryKind puts a table of every kind of flow into another kernel, as it
+// arrives there over the wire.
 func TestKernelEveryKind(t *testing.T) {
 	a, b := newNode(t), newNode(t)
 	flows := everyKind()
@@ -406,7 +454,7 @@ func TestKernelEveryKind(t *testing.T) {
 	flows[0], flows[1] = flows[1], flows[0]
 	a.create(flows...)
 	dumped := time.Now()
-	entries := a.dump()
+	entries := overWire(t, a.dump())
 	if len(entries) != len(flows) {
 		t.Fatalf("%d entries of %d", len(entries), len(flows))
 	}
@@ -416,7 +464,7 @@ func TestKernelEveryKind(t *testing.T) {
 		t.Errorf("dry run: %s %q; %d entries", r.String(), r.Examples, len(b.table()))
 	}
 	r := b.commit(aged(entries, dumped), all)
-	if r.Created != len(flows) || len(r.ByReason) != 0 || r.Related != 1 {
+	if r.Created != len(flows) || len(r.ByReason) != 0 || r.Related != 2 {
 		t.Errorf("%s %q", r.String(), r.Examples)
 	}
 	sameTables(t, a, b)
@@ -501,6 +549,136 @@ func TestKernelClashes(t *testing.T) {
 				t.Errorf("ours: %v, %+v", err, got)
 			}
 		})
+	}
+}
+
+// TestKernelZones: an entry whose directions are in different zones is found again,
+// updated and deleted in its zones, and what is elsewhere is left alone.
+func TestKernelZones(t *testing.T) {
+	n := newNode(t)
+	base := newFlow(flow.TCP, client4, server4, 5000, 443)
+	ours := []flow.Flow{zones(base, 3, 0), snat(zones(base, 4, 0), public4, 6000)}
+	ours = append(ours, zones(edit(base, func(f *flow.Flow) { f.Orig.SrcPort++; f.Reply.DstPort++ }), 0, 5))
+	others := []flow.Flow{zoned(base, 6), zoned(snat(base, public4, 6000), 7)}
+	earlier := make([]commit.Entry, len(ours))
+	for i, f := range ours {
+		f.TCPState, f.Timeout, f.Status = flow.TCPSynRecv, 60, flow.StatusConfirmed|flow.StatusSeenReply
+		earlier[i].Flow = f
+	}
+	n.create(others...)
+	if r := n.commit(earlier, all); r.Created != len(ours) || len(r.ByReason) != 0 {
+		t.Fatalf("%s %q", r.String(), r.Examples)
+	}
+	later := make([]commit.Entry, len(ours))
+	for i, f := range ours {
+		f.Has, f.Mark = f.Has|flow.HasMark, uint32(70+i)
+		later[i].Flow = f
+	}
+	if r := n.commit(later, all); r.Updated != len(ours) || len(r.ByReason) != 0 {
+		t.Fatalf("%s %q", r.String(), r.Examples)
+	}
+	for i, f := range ours {
+		var got flow.Flow
+		if err := n.writer.Get(&f.Orig, &got); err != nil || got.Orig != f.Orig || got.Reply != f.Reply ||
+			got.Mark != uint32(70+i) || got.TCPState != flow.TCPEstablished || got.Timeout < 590 {
+			t.Errorf("%v: %+v", err, got)
+		}
+		if err := n.writer.Get(&f.Reply, &got); err != nil || got.Orig != f.Orig {
+			t.Errorf("by the reply tuple: %v: %+v", err, got)
+		}
+	}
+	deleted, err := commit.Purge(t.Context(), n.walk, func(f *flow.Flow) bool { return f.Orig.Zone == f.Reply.Zone }, n.writer)
+	if err != nil || deleted != len(ours) {
+		t.Errorf("%d deleted: %v", deleted, err)
+	}
+	left := n.dump()
+	if len(left) != len(others) {
+		t.Errorf("%d entries are left, want %d", len(left), len(others))
+	}
+	for _, e := range left {
+		if e.Flow.Orig.Zone != e.Flow.Reply.Zone || e.Flow.Mark != 0 {
+			t.Errorf("is left: %+v", e.Flow)
+		}
+	}
+	// Zones that no kernel can have are refused without a request.
+	if r := n.commit([]commit.Entry{{Flow: zones(base, 3, 4)}}, all); r.Refused != 1 || r.ByReason["invalid"] != 1 {
+		t.Errorf("%s", r.String())
+	}
+}
+
+// TestKernelMark: the bits of the mark that are replicated are set, on an entry that is
+// there too, and those that are not stay.
+func TestKernelMark(t *testing.T) {
+	n := newNode(t)
+	marked := func(port uint16, mark uint32) flow.Flow {
+		return edit(newFlow(flow.UDP, client4, server4, port, 53), func(f *flow.Flow) {
+			f.Has |= flow.HasMark
+			f.Mark = mark
+		})
+	}
+	n.create(marked(1, 0xab00), marked(2, 0xab05), marked(3, 0))
+	n.writer.markMask = 0xff
+	o := commit.Options{MarkMask: 0xff}
+	r := n.commit([]commit.Entry{{Flow: marked(1, 0x1207)}, {Flow: marked(2, 0x1207)}, {Flow: marked(3, 0x1207)}, {Flow: marked(4, 0x1207)}}, o)
+	if r.Created != 1 || r.Updated != 2 || r.AlreadyThere != 1 {
+		t.Errorf("%s", r.String())
+	}
+	for port, want := range []uint32{1: 0xab07, 2: 0xab05, 3: 0x07, 4: 0x07} {
+		if port == 0 {
+			continue
+		}
+		var got flow.Flow
+		f := marked(uint16(port), 0)
+		if err := n.writer.Get(&f.Orig, &got); err != nil || got.Mark != want {
+			t.Errorf("%d: %v, mark %#x, want %#x", port, err, got.Mark, want)
+		}
+	}
+}
+
+// TestKernelLabels: labels that the kernel drops without a word, because no rule uses
+// any, are reported, for entries that are created and for those that are there.
+func TestKernelLabels(t *testing.T) {
+	n := newNode(t)
+	entries := func(from, to uint16) (list []commit.Entry) {
+		for port := from; port < to; port++ {
+			list = append(list, commit.Entry{Flow: edit(newFlow(flow.UDP, client4, server4, port, 53), func(f *flow.Flow) {
+				f.Has |= flow.HasLabels
+				f.Labels = [16]byte{0: byte(port), 15: 1}
+			})})
+		}
+		return list
+	}
+	kept := func() (count int) {
+		for _, e := range n.dump() {
+			if e.Flow.Has&flow.HasLabels != 0 {
+				count++
+			}
+		}
+		return count
+	}
+	if r := n.commit(entries(0, 300), all); r.Created != 300 || len(r.ByReason) != 0 || kept() != 300 {
+		t.Errorf("with a rule: %s; %d have labels", r.String(), kept())
+	}
+	n.rules(expr.CtKeySTATE)
+	if r := n.commit(entries(300, 600), all); r.Created != 300 || r.ByReason["without labels"] != 300 || kept() != 300 {
+		t.Errorf("without a rule: %s; %d have labels", r.String(), kept())
+	}
+	n.rules(expr.CtKeySTATE, expr.CtKeyLABELS)
+	later := entries(300, 302)
+	later[0].Flow.Mark, later[0].Flow.Has = 9, later[0].Flow.Has|flow.HasMark
+	if r := n.commit(later, all); r.Updated != 1 || r.AlreadyThere != 1 || r.ByReason["without labels"] != 2 {
+		t.Errorf("there since before the rule: %s", r.String())
+	}
+	var got flow.Flow
+	if err := n.writer.Get(&later[0].Flow.Orig, &got); err != nil || got.Mark != 9 {
+		t.Errorf("the rest of the update: %v, mark %d", err, got.Mark)
+	}
+	// One that was made under the rule, but without labels, learns them.
+	bare := entries(600, 601)
+	bare[0].Flow.Has &^= flow.HasLabels
+	n.commit(bare, all)
+	if r := n.commit(entries(600, 601), all); r.Updated != 1 || len(r.ByReason) != 0 || kept() != 301 {
+		t.Errorf("there since the rule: %s; %d have labels", r.String(), kept())
 	}
 }
 

@@ -52,6 +52,11 @@ const timeoutSlack = 5
 // the same tuples: never less than what it is now. If there is nothing, u.Has is 0.
 func merge(u, f, have *flow.Flow, o *Options) {
 	*u = flow.Flow{Orig: have.Orig, Reply: have.Reply}
+	if have.Status&(flow.StatusOffload|flow.StatusHWOffload) != 0 {
+		// Its packets pass here, beside conntrack, which shows neither its timeout nor its
+		// state: what it lacks it has not lost.
+		return
+	}
 
 	// The whole status must be sent: leaving a bit out means clearing it, which
 	// the kernel refuses.
@@ -60,10 +65,11 @@ func merge(u, f, have *flow.Flow, o *Options) {
 		u.Has |= flow.HasStatus
 		u.Status = status
 	}
-	if have.Mark == 0 && f.Has&flow.HasMark != 0 {
+	if f.Has&flow.HasMark != 0 && have.Mark&o.MarkMask == 0 {
 		u.Has |= flow.HasMark
-		u.Mark = f.Mark
+		u.Mark = have.Mark&^o.MarkMask | f.Mark // the other bits are this machine's own
 	}
+	mergeLabels(u, f, have)
 
 	seen := sawTraffic(have)
 	same := true // the protocol state will be that of f

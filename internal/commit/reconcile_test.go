@@ -19,6 +19,14 @@ func untouched(f flow.Flow) flow.Flow {
 	return f
 }
 
+// offloaded is how a dump shows f while a flowtable forwards its packets.
+func offloaded(f flow.Flow) flow.Flow {
+	f.Status |= flow.StatusSeenReply | flow.StatusAssured | flow.StatusOffload
+	f.Has &^= flow.HasTimeout | flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale
+	f.Timeout, f.TCPState, f.TCPFlags, f.TCPWScale = 0, 0, [2]uint8{}, [2]uint8{}
+	return f
+}
+
 // TestReconcile commits one flow into a table with one entry in its way.
 func TestReconcile(t *testing.T) {
 	unassured := func(f *flow.Flow) { f.Status &^= flow.StatusAssured }
@@ -29,6 +37,9 @@ func TestReconcile(t *testing.T) {
 				f.Has |= flow.HasMark
 			}
 		}
+	}
+	labels := func(l byte) func(*flow.Flow) {
+		return func(f *flow.Flow) { f.Labels[0], f.Has = l, f.Has|flow.HasLabels }
 	}
 	live := tcpFlow(1) // flags 0x23: segments have passed here
 	liberal := with(live, func(f *flow.Flow) { f.TCPFlags = [2]uint8{0x2b, 0x2b} })
@@ -78,6 +89,33 @@ func TestReconcile(t *testing.T) {
 			func(t *testing.T, f flow.Flow) { want(t, "mark", f.Mark, 7) }},
 		{"mark where there is one", with(udp, mark(5)), with(udp, mark(7)), all, "there",
 			func(t *testing.T, f flow.Flow) { want(t, "mark", f.Mark, 5) }},
+
+		{"mark beside bits of this machine", with(udp, mark(0x500)), with(udp, mark(0x307)), Options{MarkMask: 0xff}, "updated",
+			func(t *testing.T, f flow.Flow) { want(t, "mark", f.Mark, 0x507) }},
+		{"mark where there is one, beside bits of this machine", with(udp, mark(0x501)), with(udp, mark(0x307)), Options{MarkMask: 0xff}, "there",
+			func(t *testing.T, f flow.Flow) { want(t, "mark", f.Mark, 0x501) }},
+
+		{"labels where there are none", udp, with(udp, labels(7)), all, "updated",
+			func(t *testing.T, f flow.Flow) { want(t, "labels", f.Labels, [16]byte{7}) }},
+		{"labels where there are some", with(udp, labels(5)), with(udp, labels(7)), all, "there",
+			func(t *testing.T, f flow.Flow) { want(t, "labels", f.Labels, [16]byte{5}) }},
+		{"labels that are not wanted", udp, with(udp, labels(7)), Options{}, "there",
+			func(t *testing.T, f flow.Flow) { want(t, "labels", f.Labels, [16]byte{}) }},
+
+		{"offloaded: no state and no timeout are shown", offloaded(live), live, all, "there",
+			func(t *testing.T, f flow.Flow) {
+				was := offloaded(live)
+				was.ID, was.Has = f.ID, f.Has&flow.HasID|was.Has
+				want(t, "the entry", f, was)
+			}},
+		{"offloaded, and ours is ending", offloaded(live), with(live, tcpState(flow.TCPTimeWait)), Options{Adopt: true, MarkMask: 0xff}, "there",
+			func(t *testing.T, f flow.Flow) {
+				was := offloaded(live)
+				was.ID, was.Has = f.ID, f.Has&flow.HasID|was.Has
+				want(t, "the entry", f, was)
+			}},
+		{"offloaded by hardware", with(offloaded(udp), func(f *flow.Flow) { f.Status ^= flow.StatusOffload | flow.StatusHWOffload }),
+			with(udp, mark(7)), all, "there", func(t *testing.T, f flow.Flow) { want(t, "mark", f.Mark, 0) }},
 
 		{"TCP goes forward", with(untouched(live), tcpState(flow.TCPSynRecv)), live, all, "updated",
 			func(t *testing.T, f flow.Flow) { want(t, "state", f.TCPState, flow.TCPEstablished) }},

@@ -50,6 +50,7 @@ const (
 	// Created, but something is missing.
 	reasonNoHelper = "without helper" // the kernel does not know the helper
 	reasonNoMaster = "without master" // the master is not there
+	reasonNoLabels = "without labels" // no rule uses labels, so that the kernel keeps none
 )
 
 // reasonOf names why the kernel refused a request.
@@ -73,13 +74,16 @@ func reasonOf(errno unix.Errno) string {
 }
 
 // remark counts f under reason, and keeps it as an example if there is room.
-func (r *Report) remark(f *flow.Flow, reason string) {
+func (r *Report) remark(f *flow.Flow, reason string) { r.remarkAll(&f.Orig, reason, 1) }
+
+// remarkAll is remark for n entries, one of which is t.
+func (r *Report) remarkAll(t *flow.Tuple, reason string, n int) {
 	if r.ByReason == nil {
 		r.ByReason = make(map[string]int)
 	}
-	r.ByReason[reason]++
+	r.ByReason[reason] += n
 	if len(r.Examples) < maxExamples {
-		r.Examples = append(r.Examples, describe(&f.Orig)+": "+reason)
+		r.Examples = append(r.Examples, describe(t)+": "+reason)
 	}
 }
 

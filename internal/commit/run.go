@@ -78,14 +78,15 @@ type runner struct {
 	other []flow.Flow // other[i] belongs to items[i] of the first round
 	have  flow.Flow   // what Get found last
 
-	sent    [batchSize]request
-	n       int                   // requests in the batch
-	stray   error                 // an answer to nothing that was asked
-	fail    func(int, unix.Errno) // r.answer, bound once
-	orphans []orphan
-	giveUp  bool // a master that is missing now will not come any more
-	start   monotime.Time
-	said    monotime.Time // of the last Progress
+	sent     [batchSize]request
+	n        int                   // requests in the batch
+	stray    error                 // an answer to nothing that was asked
+	fail     func(int, unix.Errno) // r.answer, bound once
+	orphans  []orphan
+	labelled labelled
+	giveUp   bool // a master that is missing now will not come any more
+	start    monotime.Time
+	said     monotime.Time // of the last Progress
 }
 
 func newRunner(k Kernel, o Options) *runner {
@@ -204,7 +205,7 @@ func (r *runner) settle() error {
 			return err
 		}
 	}
-	return nil
+	return r.checkLabels()
 }
 
 // keep returns, in the memory of todo, the items that want another round.
@@ -319,11 +320,13 @@ func (r *runner) outcome(it *item) (again bool, err error) {
 		switch {
 		case it.step == stepUpdate:
 			r.report.Updated++
+			return false, nil
 		case it.deleted:
 			r.report.Replaced++
 		default:
 			r.report.Created++
 		}
+		r.labelled.note(f)
 		return false, nil
 
 	case it.err == unix.EPERM && it.step != stepUpdate:
@@ -335,6 +338,17 @@ func (r *runner) outcome(it *item) (again bool, err error) {
 
 	case it.err == unix.EEXIST:
 		return r.look(it)
+
+	// An entry that was made before any rule used labels has no room for them. All else
+	// of the update is done.
+	case it.step == stepUpdate && it.err == unix.ENOSPC && it.other.Has&flow.HasLabels != 0:
+		r.report.remark(f, reasonNoLabels)
+		if it.other.Has == flow.HasLabels {
+			r.report.AlreadyThere++
+		} else {
+			r.report.Updated++
+		}
+		return false, nil
 
 	// Between look and update it went away, advanced, or got a fixed timeout.
 	case it.step == stepUpdate && (it.err == unix.ENOENT || it.err == unix.EBUSY || it.err == unix.EPERM):

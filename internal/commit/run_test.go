@@ -39,7 +39,7 @@ func checkSum(t reporter, r Report) {
 	if sum := r.Created + r.Updated + r.AlreadyThere + r.Replaced + r.Skipped + r.Refused; sum != r.Entries {
 		t.Errorf("%d entries, but the parts make %d: %+v", r.Entries, sum, r)
 	}
-	lost := r.Skipped + r.Refused + r.ByReason[reasonNoHelper] + r.ByReason[reasonNoMaster]
+	lost := r.Skipped + r.Refused + r.ByReason[reasonNoHelper] + r.ByReason[reasonNoMaster] + r.ByReason[reasonNoLabels]
 	sum := 0
 	for _, n := range r.ByReason {
 		sum += n

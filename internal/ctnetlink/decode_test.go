@@ -99,6 +99,14 @@ func TestDecodeCrafted(t *testing.T) {
 			t.Errorf("helper %q", f.Helper)
 		}
 	})
+	t.Run("offloaded", func(t *testing.T) {
+		// As the kernel dumps what a flowtable forwards: no timeout, no protocol state.
+		f := decode(entry(attr(ctaStatus, 0, 0, 0x41, 0x8e), attr(ctaMark, 0, 0, 0, 0), attr(ctaID, 1, 2, 3, 4))).Flow
+		want := flow.StatusOffload | flow.StatusConfirmed | flow.StatusAssured | flow.StatusSeenReply | flow.StatusSrcNATDone | flow.StatusDstNATDone
+		if f.Status != uint32(want) || f.Has != flow.HasStatus|flow.HasMark|flow.HasID {
+			t.Errorf("status %#x, has %b", f.Status, f.Has)
+		}
+	})
 	t.Run("reply missing", func(t *testing.T) {
 		f := decode(entry(attr(ctaZone, 0, 9))).Flow
 		want, _ := f.Orig.Inverse()

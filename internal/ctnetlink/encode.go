@@ -48,6 +48,8 @@ type CreateOptions struct {
 	// Labels sends the labels. An update fails with ENOSPC for an entry that was made
 	// before any rule used labels.
 	Labels bool
+	// MarkMask names the bits of the mark that an update changes; 0 means all of them.
+	MarkMask uint32
 	// GuardID makes a delete fail with ENOENT unless the entry still has the id of
 	// the flow. Ids are those of this kernel only, and may be used again.
 	GuardID bool
@@ -197,7 +199,13 @@ func appendState(b []byte, op Op, f *flow.Flow, o CreateOptions) []byte {
 		// All three or none: the kernel refuses less.
 		b = appendSCTP(b, f)
 	}
-	if f.Has&flow.HasMark != 0 && (op == OpUpdate || f.Mark != 0) {
+	switch {
+	case f.Has&flow.HasMark == 0:
+	case op == OpUpdate && o.MarkMask != 0:
+		// The kernel turns over what the value has outside of the mask.
+		b = appendU32(b, ctaMark, f.Mark&o.MarkMask)
+		b = appendU32(b, ctaMarkMask, o.MarkMask)
+	case op == OpUpdate || f.Mark != 0:
 		b = appendU32(b, ctaMark, f.Mark)
 	}
 	if f.Has&flow.HasSeqAdjOrig != 0 {

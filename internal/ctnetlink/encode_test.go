@@ -77,6 +77,15 @@ func TestRequestNeverCarries(t *testing.T) {
 	if got := d.u32(has(b, ctaStatus)); got != 0xf {
 		t.Errorf("status of an update is %#x", got)
 	}
+	// The kernel turns over bits of the mark that are outside of its mask.
+	f.Mark = 0x1234
+	for _, op := range []Op{OpCreate, OpUpdate} {
+		b, _ = appendRequest(nil, op, 1, &f, CreateOptions{MarkMask: 0xff})
+		mark, mask := d.u32(has(b, ctaMark)), has(b, ctaMarkMask)
+		if op == OpCreate && (mark != 0x1234 || mask != nil) || op == OpUpdate && (mark != 0x34 || d.u32(mask) != 0xff) {
+			t.Errorf("%v: mark %#x, mask %x", op, mark, mask)
+		}
+	}
 	f.Timeout = 0
 	b, _ = appendRequest(nil, OpCreate, 1, &f, CreateOptions{})
 	if got := d.u32(has(b, ctaTimeout)); got != 1 {

@@ -182,7 +182,7 @@ func (d *Daemon) runCommit(ctx context.Context, src *externalSource, w *ctnetlin
 			progress(ctl.Progress{Done: uint64(r.Entries), Total: src.total, ElapsedS: r.Duration.Seconds()})
 		}
 	}
-	r, err := commit.Run(ctx, src, kernel{w, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels}}, o)
+	r, err := commit.Run(ctx, src, kernel{w, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask}}, o)
 	if err == nil && progress != nil {
 		o.Progress(&r) // a role has more to do
 	}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"syncd/internal/cache"
 	"syncd/internal/filter"
 	"syncd/internal/flow"
 	"syncd/internal/monotime"
@@ -579,6 +580,70 @@ func TestSilentAttributes(t *testing.T) {
 		a.do(a.RequestKernelSync)
 		time.Sleep(5 * time.Second)
 		wantInStep(t, a, b)
+		a.stop()
+		b.stop()
+	})
+}
+
+// TestOffloaded: a dump shows neither timeout nor protocol state of a flow that a
+// flowtable forwards. What events have told of it stays, here and at the peer, and
+// one of which events told nothing is replicated as far as it is known.
+func TestOffloaded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		_, a, b := pair(t)
+		k := a.kernel
+		offload := func(f *flow.Flow) {
+			f.Status |= flow.StatusOffload
+			f.Has &^= flow.HasTimeout | flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale
+			f.Timeout, f.TCPState, f.TCPFlags, f.TCPWScale = 0, 0, [2]uint8{}, [2]uint8{}
+		}
+		known, unknown := newFlow(0), newFlow(8)
+		k.Create(known, 0)
+		k.Update(known.Orig, 0, func(f *flow.Flow) { establish(f); f.Timeout = 432000 })
+		k.Mute(true)
+		k.Update(known.Orig, 0, offload)
+		establish(&unknown)
+		offload(&unknown)
+		k.Create(unknown, 0)
+		k.Update(unknown.Orig, 0, offload) // a new entry of the simulation has a timeout
+		k.Mute(false)
+		time.Sleep(2 * time.Second)
+		a.do(a.RequestKernelSync)
+		time.Sleep(5 * time.Second)
+
+		for name, of := range map[string]func() *cache.Cache{
+			"here": a.Internal, "at the peer": func() *cache.Cache { return b.replica.of(onlyPeer).cache },
+		} {
+			d := a
+			if name != "here" {
+				d = b
+			}
+			d.do(func() {
+				var f flow.Flow
+				c := of()
+				c.Load(c.Lookup(&known.Orig), &f)
+				if f.TCPState != flow.TCPEstablished || f.TCPWScale != [2]uint8{7, 8} || f.Timeout < 431900 {
+					t.Errorf("%s: state %d, scales %d, timeout %d", name, f.TCPState, f.TCPWScale, f.Timeout)
+				}
+				c.Load(c.Lookup(&unknown.Orig), &f)
+				if f.Status&flow.StatusOffload == 0 || f.Has&(flow.HasTCP|flow.HasTCPWScale|flow.HasTimeout) != 0 {
+					t.Errorf("%s: status %#x, has %#x", name, f.Status, f.Has)
+				}
+			})
+		}
+
+		// It comes back to the slow path: events tell everything again.
+		k.Update(unknown.Orig, 0, func(f *flow.Flow) {
+			f.Status &^= flow.StatusOffload
+			f.Has |= flow.HasTimeout | flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale
+			establish(f)
+			f.TCPFlags, f.TCPWScale = [2]uint8{1, 1}, [2]uint8{7, 8}
+			f.TCPState, f.Timeout = flow.TCPFinWait, 120
+		})
+		time.Sleep(time.Second)
+		if f := b.externalTable()[unknown.Orig]; f.TCPState != flow.TCPFinWait || f.TCPWScale != [2]uint8{7, 8} || f.Status&flow.StatusOffload != 0 {
+			t.Errorf("back: %+v", f)
+		}
 		a.stop()
 		b.stop()
 	})
