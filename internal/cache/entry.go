@@ -99,3 +99,8 @@ func (c *Cache) SetFlags(h Handle, set, clear uint8) {
 	r := c.at(h)
 	r.flags = r.flags&^clear | set
 }
+
+// Holds reports whether h names an entry.
+func (c *Cache) Holds(h Handle) bool {
+	return h != 0 && uint32(h) <= c.records.used && c.records.at(uint32(h)).state != 0
+}

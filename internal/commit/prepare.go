@@ -11,11 +11,7 @@ type Options struct {
 	Timeout  uint32 // seconds that every entry gets; 0: what remains of its own timeout
 	MarkMask uint32 // bits of the mark that are set; 0 sets no mark
 	Labels   bool   // set labels
-	// Adopt is for entries that are in the kernel already, put there with a long
-	// timeout while this node was on standby: look before creating, and give
-	// them their own timeouts even where those are shorter.
-	Adopt  bool
-	DryRun bool // only look, and report what would be done
+	DryRun   bool   // only look, and report what would be done
 	// Progress, if not nil, is called about five times a second on the goroutine
 	// of Run. The report is valid during the call.
 	Progress func(*Report)

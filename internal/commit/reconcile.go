@@ -83,7 +83,7 @@ func merge(u, f, have *flow.Flow, o *Options) {
 	if same && have.Status&flow.StatusFixedTimeout == 0 {
 		longer := uint64(f.Timeout) > uint64(have.Timeout)+timeoutSlack
 		shorter := uint64(have.Timeout) > uint64(f.Timeout)+timeoutSlack
-		if longer || shorter && o.Adopt && !seen {
+		if longer || shorter && have.Parked() {
 			u.Has |= flow.HasTimeout
 			u.Timeout = f.Timeout
 		}

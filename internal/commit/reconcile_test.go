@@ -71,9 +71,8 @@ func TestReconcile(t *testing.T) {
 		{"committed long ago, and short of time", with(untouched(live), timeout(100)), live, all, "updated",
 			func(t *testing.T, f flow.Flow) { want(t, "timeout", f.Timeout, 432000) }},
 		{"the timeout is never lowered", untouched(live), with(live, timeout(100)), all, "there", nil},
-		{"except to adopt", with(untouched(udp), timeout(86400)), udp, Options{Adopt: true}, "updated",
+		{"but of what is parked", with(untouched(udp), timeout(flow.ParkTimeout)), udp, all, "updated",
 			func(t *testing.T, f flow.Flow) { want(t, "timeout", f.Timeout, 30) }},
-		{"and not even then what carries traffic", liberal, with(live, timeout(100)), Options{Adopt: true}, "there", nil},
 		{"a fixed timeout is left", with(untouched(udp), func(f *flow.Flow) { f.Status |= flow.StatusFixedTimeout; f.Timeout = 10 }),
 			udp, all, "there", nil},
 

@@ -141,6 +141,11 @@ func (r *runner) commit(ctx context.Context, part []Entry) error {
 			continue
 		}
 		r.add(f, false)
+		if part[i].Parked {
+			it := &r.items[len(r.items)-1]
+			asUpdate(it.other, f, f.Has&flow.HasMaster != 0)
+			it.step = stepUpdate
+		}
 	}
 	if err := r.settle(); err != nil {
 		return err
@@ -190,7 +195,7 @@ func (r *runner) adopt(ctx context.Context) error {
 // settle sends the items, round by round, until each is counted.
 func (r *runner) settle() error {
 	todo := r.items
-	if r.o.DryRun || r.o.Adopt {
+	if r.o.DryRun {
 		var err error
 		if todo, err = r.keep(todo, r.look); err != nil {
 			return err

@@ -106,16 +106,24 @@ func TestAdopt(t *testing.T) {
 		f := udpFlow(i)
 		flows = append(flows, f)
 		if i < 7 {
-			k.insert(with(f, func(f *flow.Flow) { f.Timeout = 86400 }))
+			k.insert(with(f, func(f *flow.Flow) { f.Timeout = flow.ParkTimeout }))
 		}
 	}
+	src := source(flows...)
+	for i := range src.entries {
+		src.entries[i].Parked = i != 5 && i != 9 // as far as one knows
+	}
 	k.before = func(op Op, f *flow.Flow) unix.Errno {
-		if op == Create && f.Orig.SrcPort < 7 {
+		if op == Create && f.Orig.SrcPort < 5 {
 			t.Errorf("%s is there, and was created", describe(&f.Orig))
 		}
 		return 0
 	}
-	r := mustRun(t, source(flows...), k, Options{Adopt: true})
+	r := mustRun(t, src, k, all)
+	// One look for the entry that nobody knew of, two for each of those that were gone.
+	if k.gets != 5 {
+		t.Errorf("%d looks", k.gets)
+	}
 	if want := (Report{Entries: 10, Updated: 7, Created: 3}); !cmp.Equal(counts(r), want) {
 		t.Errorf("%+v", r)
 	}

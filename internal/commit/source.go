@@ -13,6 +13,9 @@ import (
 type Entry struct {
 	Flow flow.Flow
 	Age  time.Duration // since its owner last said something about it
+	// Parked says that it is in the kernel already, with a long timeout (flow.Parked): it
+	// is updated without a look, and gets its own timeout although that is shorter.
+	Parked bool
 }
 
 // Pass is one walk over a source. Entries are committed in the order of the

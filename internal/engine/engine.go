@@ -109,11 +109,13 @@ type Config struct {
 	NewMode       func(*Engine) Mode // the mode sends the flows of the engine, its Store
 	Sealer        Sealer             // nil: datagrams are plain, and there is one peer
 	Filter        *filter.Filter
-	InternalLimit int    // entries, dead ones included
-	ExternalLimit int    // entries of one peer
-	Labels        bool   // replicate labels
-	MarkMask      uint32 // bits of the mark that are replicated
-	Mirror        bool   // the syncd dialect: peers hold exactly the internal cache, own changes are replicated too
+	InternalLimit int            // entries, dead ones included
+	ExternalLimit int            // entries of one peer
+	Labels        bool           // replicate labels
+	MarkMask      uint32         // bits of the mark that are replicated
+	Parker        Parker         // nil: what peers have stays out of the kernel until it is committed
+	Gone          func() []uint8 // owners of which nobody will tell the end; nil: all once the peer is silent. Called on the loop
+	Mirror        bool           // the syncd dialect: peers hold exactly the internal cache, own changes are replicated too
 }
 
 // Engine is the loop and what it owns. All fields below the first group belong to
@@ -137,6 +139,7 @@ type Engine struct {
 	kernel  kernelSync
 	fetch   fetches
 	peer    peerSync
+	park    *parking    // nil without Config.Parker
 	full    bool        // an event was refused for want of room in the internal cache
 	evictAt flow.Handle // where the search for a deletion to give up goes on
 	out     outbox
@@ -151,6 +154,7 @@ const (
 	OriginOther  Origin = iota // traffic, timers, other programs: replicated
 	OriginCommit               // our commit: enters the internal cache, is not replicated by itself
 	OriginPurge                // our purge: leaves the internal cache, is not replicated
+	OriginPark                 // our parker: what is parked is not ours
 )
 
 // Stats counts what the loop did since the start.
@@ -181,7 +185,14 @@ type Stats struct {
 	ExternalRefused            uint64 // no room in the external cache
 	ExternalSwept              uint64 // entries that a bulk update of the peer did not confirm
 	Expectations               uint64 // messages about expectations, not handled
-	Datagrams                  uint64 // sent
+
+	Parks       [flow.ParkRelease + 1]uint64 // requests to the parker, by flow.ParkOp
+	ParkResults [flow.ParkResults]uint64     // those that came to something else than was asked for, by flow.ParkResult
+	Touched     uint64                       // parked entries that became ours because packets passed them
+	Adopted     uint64                       // parked entries that became ours because this node was put in charge
+	Yielded     uint64                       // entries of ours that became another node's
+
+	Datagrams uint64 // sent
 }
 
 // New returns an engine. Run starts it.
@@ -202,6 +213,9 @@ func New(cfg Config) *Engine {
 	}
 	e.kernel.forget()
 	e.peer.addr = map[int]netip.Addr{}
+	if cfg.Parker != nil {
+		e.park = newParking(e.replica)
+	}
 	e.mode = cfg.NewMode(e)
 	return e
 }
@@ -284,6 +298,9 @@ func (e *Engine) Problems() (p []string) {
 	case e.kernel.wanted:
 		p = append(p, "a resynchronisation with the kernel is due")
 	}
+	if e.park != nil && e.park.full {
+		p = append(p, "the kernel's table is full: some flows of a peer are not in it")
+	}
 	if e.replica.doubtful() {
 		p = append(p, "entries of a peer are not confirmed yet")
 	}
@@ -302,7 +319,7 @@ const (
 func (e *Engine) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer close(e.done)
-	rd := startReaders(ctx, cancel, e.cfg)
+	rd := startReaders(ctx, cancel, e.cfg, e.park)
 	defer rd.stop(e.cfg.Links)
 	defer cancel(nil)
 
@@ -317,6 +334,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.fetch.start(ctx, e.cfg.Fetch)
 	defer e.fetch.stop()
 
+	var answers chan *flow.ParkBatch
+	if e.park != nil {
+		answers = e.park.done
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	busy := false
@@ -341,6 +362,9 @@ func (e *Engine) Run(ctx context.Context) error {
 			case j := <-e.fetch.answered:
 				e.tick()
 				e.takeFetched(j)
+			case b := <-answers:
+				e.tick()
+				e.parkAnswered(b)
 			case c := <-e.calls:
 				e.tick()
 				c.fn()
@@ -356,7 +380,7 @@ func (e *Engine) Run(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
-		e.drain(rd)
+		e.drain(rd, answers)
 		e.mode.Advance(e.now)
 		busy = e.slice(ctx)
 		if e.send() {
@@ -376,7 +400,7 @@ func (e *Engine) tick() {
 // drain takes what waits besides the input that ended the wait, but only so much:
 // deadlines and sending must have their turn. Events and all else take turns, so
 // that a flood of one does not keep the other waiting.
-func (e *Engine) drain(rd *readers) {
+func (e *Engine) drain(rd *readers, answers <-chan *flow.ParkBatch) {
 	for range takeAtMost {
 		idle := true
 		select {
@@ -397,6 +421,8 @@ func (e *Engine) drain(rd *readers) {
 			e.dumpEnded(err)
 		case j := <-e.fetch.answered:
 			e.takeFetched(j)
+		case b := <-answers:
+			e.parkAnswered(b)
 		case c := <-e.calls:
 			c.fn()
 			close(c.done)
@@ -417,6 +443,9 @@ func (e *Engine) slice(ctx context.Context) bool {
 	if e.sweepInternal() {
 		more = true
 	}
+	if e.park != nil && e.parkSome() {
+		more = true
+	}
 	e.startDump(ctx)
 	e.startFetch()
 	return more
@@ -424,7 +453,11 @@ func (e *Engine) slice(ctx context.Context) bool {
 
 // deadline is when the loop must turn again without input.
 func (e *Engine) deadline() monotime.Time {
-	return monotime.Earliest(e.mode.Next(e.now), monotime.Earliest(e.kernel.due(), e.fetch.next()))
+	next := monotime.Earliest(e.mode.Next(e.now), monotime.Earliest(e.kernel.due(), e.fetch.next()))
+	if e.park != nil {
+		next = monotime.Earliest(next, e.park.dueAt(e.kernel.first))
+	}
+	return next
 }
 
 // maxBurst is the number of datagrams of one turn.
@@ -535,4 +568,5 @@ const (
 	flagFetchDue               // stands in fetches.due
 	flagFetchAgain             // is to stand there once more when its turn has come
 	flagFetching               // asked for, and neither added nor replaced since
+	flagYields                 // from before this node was told not to be in charge, and no traffic seen since
 )

@@ -89,8 +89,11 @@ func (e *Engine) startDump(ctx context.Context) {
 	if e.full && hasRoom(e.internal) {
 		k.wanted = true // find what was refused
 	}
-	if !k.wanted || k.running || k.paused || k.again != 0 && e.now < k.again {
+	if !k.wanted || k.running || k.paused || k.again != 0 && e.now < k.again || e.park != nil && e.park.walk.on {
 		return
+	}
+	if e.park != nil {
+		e.park.orphaned = 0
 	}
 	k.wanted, k.running, k.dumping = false, true, true
 	k.quiet, k.missed = k.missed, false
@@ -161,12 +164,19 @@ func (e *Engine) event(ev *flow.Event) {
 	if ev.PortID != 0 {
 		if origin = e.origins[ev.PortID]; origin != OriginOther {
 			e.Stats.EventsOwn++
+			if origin == OriginPark {
+				e.parkEvent(ev)
+				return
+			}
 			if e.cfg.Mirror {
 				origin = OriginOther
 			}
 		}
 	}
 	h := e.internal.Lookup(&f.Orig)
+	if e.park != nil && h != 0 && ev.PortID == 0 {
+		e.internal.SetFlags(h, 0, flagYields)
+	}
 	if ev.Kind == flow.EventDestroy {
 		e.Stats.EventsDestroy++
 		e.destroy(h, f, origin)
@@ -180,6 +190,9 @@ func (e *Engine) event(ev *flow.Event) {
 	if !e.fit(f) {
 		return
 	}
+	if e.park != nil && f.Parked() {
+		f.Has &^= flow.HasTimeout // the packet has not set it yet
+	}
 	if h != 0 && e.internal.Dead(h) && ev.Kind == flow.EventUpdate && e.internal.ID(h) == f.ID {
 		e.Stats.EventsStale++ // built before the destruction, by another processor
 		if e.kernel.running {
@@ -192,14 +205,18 @@ func (e *Engine) event(ev *flow.Event) {
 	if e.kernel.running {
 		delete(e.kernel.graves, f.Orig)
 	}
-	replace := false
+	replace, whole := false, f
+	if e.park != nil && (h == 0 || e.internal.Dead(h)) {
+		whole = e.whole(ev)
+		defer e.unpark(&f.Orig)
+	}
 	switch {
 	case h == 0:
-		if h = e.insert(f); h == 0 {
+		if h = e.insert(whole); h == 0 {
 			return
 		}
-	case e.internal.Dead(h), e.internal.ID(h) != f.ID:
-		e.internal.Replace(h, f, e.now)
+	case e.internal.Dead(h), !e.same(h, f):
+		e.internal.Replace(h, whole, e.now)
 		replace = true
 	default:
 		e.merge(h, ev, origin)
@@ -209,6 +226,9 @@ func (e *Engine) event(ev *flow.Event) {
 	if ev.Kind == flow.EventUpdate {
 		e.internal.SetFlags(h, flagNewDue, 0)
 		told = f.Has
+	}
+	if whole != f {
+		e.internal.Merge(h, f, e.now)
 	}
 	delete(e.kernel.told, h) // what was said of an earlier flow
 	e.touch(h, told)
@@ -263,6 +283,9 @@ func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 			e.kernel.wanted = true
 		}
 	}
+	if e.park != nil && origin != OriginPark && (h == 0 || e.internal.Dead(h) || e.same(h, f)) {
+		e.parkEnded(f, h != 0 && !e.internal.Dead(h))
+	}
 	switch {
 	case h == 0 && !e.kernel.first && origin == OriginOther && e.fit(f):
 		// The first dump has not come to it, but a peer may hold it since an earlier
@@ -272,7 +295,7 @@ func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 			e.mode.Enqueue(h, false)
 		}
 	case h == 0 || e.internal.Dead(h):
-	case e.internal.ID(h) != f.ID:
+	case !e.same(h, f):
 		e.Stats.EventsStale++ // of an earlier flow with this tuple
 	case origin == OriginPurge:
 		e.mode.Forget(h)
@@ -281,6 +304,12 @@ func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 		e.internal.SetDead(h)
 		e.mode.Enqueue(h, false)
 	}
+}
+
+// same reports whether f, told by the kernel, is the flow of entry h. Of an entry that
+// was adopted the id is not known until the kernel tells it.
+func (e *Engine) same(h flow.Handle, f *flow.Flow) bool {
+	return e.internal.ID(h) == f.ID || e.internal.Has(h)&flow.HasID == 0
 }
 
 // fit brings a flow of the kernel into the form in which it is cached, and
@@ -387,8 +416,12 @@ func (e *Engine) dumped(f *flow.Flow) {
 		return // its event is sent before it leaves the table
 	}
 	h := e.internal.Lookup(&f.Orig)
+	if e.park != nil && f.Parked() {
+		e.dumpedParked(h, f)
+		return
+	}
 	if !e.fit(f) {
-		if h != 0 && !e.internal.Dead(h) && e.internal.ID(h) == f.ID {
+		if h != 0 && !e.internal.Dead(h) && e.same(h, f) {
 			e.internal.SetMark(h, k.epoch) // it was fit when it came, and stays until it ends
 		}
 		return
@@ -406,7 +439,7 @@ func (e *Engine) dumped(f *flow.Flow) {
 		if k.quiet && !e.cfg.Mirror && e.replica.holds(&f.Orig) {
 			return // as if the event of our commit had told it
 		}
-	case !e.internal.Dead(h) && e.internal.ID(h) == f.ID:
+	case !e.internal.Dead(h) && e.same(h, f):
 		e.internal.SetMark(h, k.epoch)
 		e.followDumped(h, f)
 		if !e.mergeDumped(h, f) {
@@ -497,6 +530,9 @@ func (e *Engine) sweepInternal() bool {
 	k.wait, k.again = 0, e.now.Add(dumpPause)
 	k.forget()
 	e.Stats.Resyncs++
+	if e.park != nil {
+		e.parkSynced()
+	}
 	if !k.first {
 		k.first = true
 		e.mode.Bulk()

@@ -729,7 +729,7 @@ func TestFloodOfEvents(t *testing.T) {
 	e.kernel.batches, e.kernel.ended = make(chan *flow.Batch), make(chan error, 1)
 	e.kernel.cancel = func() {}
 	e.kernel.ended <- nil
-	e.drain(rd)
+	e.drain(rd, nil)
 	if len(rd.events) == 0 {
 		t.Error("one turn took the whole flood")
 	}

@@ -38,9 +38,9 @@ func (r *readers) stop(links []LinkReader) {
 	r.group.Wait()
 }
 
-// startReaders starts the event reader and the link readers. The first that ends
+// startReaders starts the event reader, the parker and the link readers. The first that ends
 // with an error while ctx lives cancels it with that error as the cause.
-func startReaders(ctx context.Context, cancel context.CancelCauseFunc, cfg Config) *readers {
+func startReaders(ctx context.Context, cancel context.CancelCauseFunc, cfg Config, p *parking) *readers {
 	r := &readers{
 		events:     make(chan *flow.Batch, eventBatches),
 		freeEvents: make(chan *flow.Batch, eventBatches),
@@ -54,6 +54,13 @@ func startReaders(ctx context.Context, cancel context.CancelCauseFunc, cfg Confi
 			cancel(fmt.Errorf("event reader: %w", err))
 		}
 	})
+	if p != nil {
+		r.group.Go(func() {
+			if err := cfg.Parker.Run(ctx, p.work, p.done); err != nil && ctx.Err() == nil {
+				cancel(fmt.Errorf("parker: %w", err))
+			}
+		})
+	}
 	for i, l := range cfg.Links {
 		home := make(chan *inbox, inboxes)
 		for range inboxes {

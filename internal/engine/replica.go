@@ -6,6 +6,7 @@ import (
 	"syncd/internal/cache"
 	"syncd/internal/flow"
 	"syncd/internal/monotime"
+	"syncd/internal/sync/queue"
 	"syncd/internal/wire"
 )
 
@@ -15,13 +16,16 @@ import (
 type Replica struct {
 	limit  int // entries of one owner
 	owners [256]*owned
-	work   []uint8 // owners with removals to do, first come first served
+	list   []*owned // those that there are
+	park   *parking // told of every change; nil where nothing is parked
+	work   []uint8  // owners with removals to do, first come first served
 }
 
 // owned is what is held of one owner.
 //
 // An entry is in doubt if its bucket is in doubt and its mark is not epoch.
 type owned struct {
+	id    uint8
 	cache *cache.Cache
 	epoch uint8 // from 1 up; 0 is the mark of what no message has confirmed
 	doubt wire.Mask
@@ -37,6 +41,9 @@ type owned struct {
 	pos      flow.Handle
 	swept    uint64
 	full     bool // an entry was refused
+
+	due    queue.Lists // entries whose kernel entry is not what it should be
+	parked int         // entries with extParked
 
 	expiring  bool
 	expire    monotime.Time // entries not heard of since then are removed
@@ -139,8 +146,9 @@ func newReplica(limit int) *Replica { return &Replica{limit: limit} }
 func (r *Replica) of(owner uint8) *owned {
 	o := r.owners[owner]
 	if o == nil {
-		o = &owned{cache: cache.New(r.limit), epoch: 1, graves: map[flow.Tuple]wire.Seq{}}
+		o = &owned{id: owner, cache: cache.New(r.limit), epoch: 1, graves: map[flow.Tuple]wire.Seq{}, due: newDue()}
 		r.owners[owner] = o
+		r.list = append(r.list, o)
 	}
 	return o
 }
@@ -223,18 +231,23 @@ func (r *Replica) Whole(owner uint8) {
 // Sums returns the sums of the hashes of what is held of the owner.
 func (r *Replica) Sums(owner uint8) *[wire.Buckets]uint64 { return &r.of(owner).sums }
 
-// Flush empties the caches of all owners.
+// Flush empties the caches of all owners. What is parked leaves the kernel.
 func (r *Replica) Flush() {
-	for i := range r.owners {
-		r.FlushOwner(uint8(i))
+	for _, o := range r.list {
+		r.flush(o, false)
 	}
 }
 
-// FlushOwner empties the cache of one owner.
+// FlushOwner empties the cache of one owner. What is parked stays in the kernel.
 func (r *Replica) FlushOwner(owner uint8) {
-	o := r.owners[owner]
-	if o == nil {
-		return
+	if o := r.owners[owner]; o != nil {
+		r.flush(o, true)
+	}
+}
+
+func (r *Replica) flush(o *owned, keepParked bool) {
+	if r.park != nil {
+		r.park.flushed(o, keepParked)
 	}
 	o.cache.Clear()
 	o.sums = [wire.Buckets]uint64{}
@@ -324,6 +337,12 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 	}
 	delete(o.graves, *key)
 	fresh := h == 0
+	flags := uint8(0)
+	if r.park != nil && !fresh {
+		if flags = o.cache.Flags(h); flags&extParked != 0 {
+			o.cache.Load(h, &r.park.was)
+		}
+	}
 	switch {
 	case fresh:
 		var err error
@@ -341,6 +360,9 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 		o.cache.MergeFull(h, &msg.Flow, now)
 	default:
 		o.cache.Replace(h, &msg.Flow, now)
+	}
+	if r.park != nil {
+		r.park.said(o, h, flags, fresh)
 	}
 	m := o.at(h)
 	m.seq = msg.Seq
@@ -368,6 +390,9 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 // remove removes entry h with key t.
 func (r *Replica) remove(o *owned, h flow.Handle, t *flow.Tuple) {
 	o.account(t, o.at(h), 0)
+	if r.park != nil {
+		r.park.removed(o, h, t)
+	}
 	o.cache.Remove(h)
 }
 

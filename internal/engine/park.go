@@ -1,0 +1,778 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"syncd/internal/flow"
+	"syncd/internal/monotime"
+	"syncd/internal/sync/queue"
+)
+
+// Parker puts what peers have into this kernel before anybody needs it. Run answers
+// every batch of work on done, in order, until ctx ends.
+type Parker interface {
+	Run(ctx context.Context, work <-chan *flow.ParkBatch, done chan<- *flow.ParkBatch) error
+}
+
+// parking is what the loop knows of the entries that it has parked in this kernel. The
+// comment of the package says who owns an entry when.
+type parking struct {
+	replica *Replica
+	work    chan *flow.ParkBatch
+	done    chan *flow.ParkBatch
+	free    []*flow.ParkBatch
+	flying  int           // batches with the parker
+	at      monotime.Time // when what waits is handed over, 0 if nothing does
+	waiting int           // entries in the lists of all owners
+	n       int           // entries with extParked, of all owners
+
+	deletes  ring[parkedKey] // before everything else: a tuple may be in use again
+	releases ring[flow.Tuple]
+	next     int // owner whose turn it is
+
+	held    bool   // nothing is handed over
+	onHeld  func() // called once nothing flies
+	passive bool   // this node is not in charge: its own entries may be yielded
+
+	yielding bool // the internal cache is being walked
+	yieldPos flow.Handle
+
+	orphans  OrphanPolicy // for the dumps from now on
+	orphaned uint64       // parked entries of no peer that the last dump found, and that were kept
+	refresh  monotime.Time
+	walk     parkWalk
+	full     bool // the table was
+	again    monotime.Time
+
+	gone   [256]bool
+	goneAt monotime.Time
+
+	was, is flow.Flow // of a message
+}
+
+// parkedKey is an entry to be deleted.
+type parkedKey struct {
+	tuple flow.Tuple
+	owner uint8
+}
+
+// Flags of external entries.
+const (
+	extParked     = 1 << iota // handed over, so in the kernel unless the answer says otherwise
+	extRemake                 // changed in a way that no update can express
+	extEnded                  // ended here: not parked again before its owner says something new
+	extMasterless             // its master was not there
+	extSeen                   // by the dump that runs
+)
+
+const (
+	parkBatches = 8 // that circulate
+	// parkGather is how long changes may wait for others of the same flow: a handshake
+	// is three of them. It is nothing beside the time in which a death is noticed.
+	parkGather = 10 * time.Millisecond
+	parkSlots  = 4096 // entries looked at in one turn
+	// parkRefresh is how often the kernel's table is read to find what nobody has
+	// mentioned for long. What has lost parkSlack of its timeout gets a new one.
+	parkRefresh = 24 * time.Hour
+	parkSlack   = 3 * 86400 // s
+	parkRetry   = 10 * time.Second
+	goneFor     = time.Second // how long an answer of Config.Gone is good for
+)
+
+// OrphanPolicy says what becomes of parked entries that no peer has.
+type OrphanPolicy uint8
+
+const (
+	OrphansStay  OrphanPolicy = iota // their owner may not have spoken yet
+	OrphansGo                        // all peers have told everything
+	OrphansAdopt                     // nobody else has them
+)
+
+func newParking(r *Replica) *parking {
+	p := &parking{
+		replica: r,
+		work:    make(chan *flow.ParkBatch, parkBatches),
+		done:    make(chan *flow.ParkBatch, parkBatches),
+	}
+	for range parkBatches {
+		p.free = append(p.free, new(flow.ParkBatch))
+	}
+	r.park = p
+	return p
+}
+
+// said notes that a message has made entry h what it is. flags are those that it had
+// before, p.was what it was then if it is not fresh.
+func (p *parking) said(o *owned, h flow.Handle, flags uint8, fresh bool) {
+	if !fresh && flags&extParked != 0 {
+		o.cache.Load(h, &p.is)
+		p.was.Timeout, p.is.Timeout = 0, 0
+		if p.was == p.is {
+			o.cache.SetFlags(h, flags, ^flags)
+			return
+		}
+		if p.was.Reply != p.is.Reply || p.was.Master != p.is.Master || p.was.Helper != p.is.Helper {
+			flags |= extRemake
+		}
+	}
+	flags &^= extEnded | extMasterless
+	o.cache.SetFlags(h, flags, ^flags)
+	p.due(o, h)
+}
+
+// due makes entry h be parked.
+func (p *parking) due(o *owned, h flow.Handle) {
+	if o.due.In(h) == 0 {
+		o.due.Put(1, h)
+		p.waiting++
+	}
+}
+
+// undue takes entry h from what waits.
+func (p *parking) undue(o *owned, h flow.Handle) {
+	if o.due.In(h) != 0 {
+		o.due.Take(h)
+		p.waiting--
+	}
+}
+
+// mark sets whether entry h is thought to be in the kernel.
+func (p *parking) mark(o *owned, h flow.Handle, parked bool) {
+	if was := o.cache.Flags(h)&extParked != 0; was == parked {
+		return
+	}
+	if parked {
+		o.cache.SetFlags(h, extParked, 0)
+		o.parked++
+		p.n++
+		return
+	}
+	o.cache.SetFlags(h, 0, extParked|extRemake)
+	o.parked--
+	p.n--
+}
+
+// removed notes that entry h with key t is about to be removed.
+func (p *parking) removed(o *owned, h flow.Handle, t *flow.Tuple) {
+	p.undue(o, h)
+	if o.cache.Flags(h)&extParked != 0 {
+		p.mark(o, h, false)
+		p.deletes.push(parkedKey{*t, o.id})
+	}
+}
+
+// flushed notes that all entries of an owner are about to be removed. Their kernel
+// entries go with them, unless keep is set.
+func (p *parking) flushed(o *owned, keep bool) {
+	p.waiting -= o.due.Len(1)
+	if !keep {
+		o.cache.Walk(0, 0, func(h flow.Handle) bool {
+			if o.cache.Flags(h)&extParked != 0 {
+				p.deletes.push(parkedKey{o.cache.Key(h), o.id})
+			}
+			return true
+		})
+	}
+	p.n -= o.parked
+	o.parked = 0
+	o.due.Clear()
+}
+
+// holders calls fn for the entry of each owner that has the flow t.
+func (r *Replica) holders(t *flow.Tuple, fn func(o *owned, h flow.Handle)) {
+	for _, o := range r.list {
+		if h := o.cache.Lookup(t); h != 0 {
+			fn(o, h)
+		}
+	}
+}
+
+// latest returns the entry that was last heard of among those of the flow t that have
+// not ended here.
+func (r *Replica) latest(t *flow.Tuple) (o *owned, h flow.Handle) {
+	for _, x := range r.list {
+		eh := x.cache.Lookup(t)
+		if eh == 0 || x.cache.Flags(eh)&extEnded != 0 {
+			continue
+		}
+		if h == 0 || o.cache.Updated(h).Before(x.cache.Updated(eh)) {
+			o, h = x, eh
+		}
+	}
+	return o, h
+}
+
+// isGone reports whether nobody will tell of the end of an owner's flows.
+func (e *Engine) isGone(owner uint8) bool {
+	p := e.park
+	if e.cfg.Gone == nil {
+		return e.peer.heard == 0 || e.now.Sub(e.peer.heard) >= forgetSender
+	}
+	if p.goneAt == 0 || e.now.Sub(p.goneAt) >= goneFor {
+		p.gone, p.goneAt = [256]bool{}, e.now
+		for _, o := range e.cfg.Gone() {
+			p.gone[o] = true
+		}
+	}
+	return p.gone[owner]
+}
+
+// ours reports whether this node carries the flow t.
+func (e *Engine) ours(t *flow.Tuple) bool {
+	h := e.internal.Lookup(t)
+	return h != 0 && !e.internal.Dead(h)
+}
+
+// parkSome does a part of what there is to do about the kernel's entries for the flows
+// of peers, and reports whether some is left.
+func (e *Engine) parkSome() (more bool) {
+	if e.park.yielding && e.yieldSome() {
+		more = true
+	}
+	if e.walkParked() {
+		more = true
+	}
+	return e.pumpPark() || more
+}
+
+// pumpPark hands over what waits for the parker, and reports whether there is more to
+// do at once.
+func (e *Engine) pumpPark() (more bool) {
+	p := e.park
+	n := p.waiting + p.deletes.len() + p.releases.len()
+	if n == 0 {
+		p.at = 0
+		return false
+	}
+	if p.at == 0 {
+		p.at = e.now.Add(parkGather)
+	}
+	// Before the first dump it is not known what is ours.
+	if p.held || !e.kernel.first || n < flow.ParkBatchSize && e.now < p.at {
+		return false
+	}
+	for looked := 0; ; {
+		if len(p.free) == 0 {
+			return false // an answer wakes the loop
+		}
+		b := p.free[len(p.free)-1]
+		b.N = 0
+		for b.N < len(b.Items) && looked < parkSlots && e.nextPark(&b.Items[b.N], &looked) {
+			b.N++
+		}
+		if b.N > 0 {
+			p.free = p.free[:len(p.free)-1]
+			p.flying++
+			p.work <- b // has room for every batch
+		}
+		switch n = p.waiting + p.deletes.len() + p.releases.len(); {
+		case n == 0:
+			p.at = 0
+			return false
+		case looked >= parkSlots:
+			return true
+		case n < flow.ParkBatchSize:
+			p.at = e.now.Add(parkGather)
+			return false
+		}
+	}
+}
+
+// dueAt is when pumpPark has something to do that waits for the time alone.
+func (p *parking) dueAt(first bool) monotime.Time {
+	switch {
+	case !first:
+		return 0
+	case p.held || len(p.free) == 0:
+		return monotime.Earliest(p.refresh, p.again)
+	}
+	return monotime.Earliest(p.at, monotime.Earliest(p.refresh, p.again))
+}
+
+// nextPark writes the next request to it, and reports whether there is one.
+func (e *Engine) nextPark(it *flow.Park, looked *int) bool {
+	p, r := e.park, e.replica
+	for ; p.deletes.len() > 0 && *looked < parkSlots; *looked++ {
+		k := p.deletes.pop()
+		if e.ours(&k.tuple) {
+			continue
+		}
+		other := false
+		r.holders(&k.tuple, func(o *owned, h flow.Handle) {
+			if o.id != k.owner && o.cache.Flags(h)&extEnded == 0 {
+				p.mark(o, h, false) // what is there may be another mapping
+				p.due(o, h)
+				other = true
+			}
+		})
+		if other {
+			continue
+		}
+		*looked++
+		it.Flow = flow.Flow{Orig: k.tuple}
+		it.Op, it.Owner = flow.ParkDelete, k.owner
+		return true
+	}
+	for ; p.releases.len() > 0 && *looked < parkSlots; *looked++ {
+		t := p.releases.pop()
+		h := e.internal.Lookup(&t)
+		if h == 0 || e.internal.Dead(h) {
+			continue
+		}
+		*looked++
+		f := &it.Flow
+		e.internal.Load(h, f)
+		it.Op, it.Age, it.Owner = flow.ParkRelease, e.now.Sub(e.internal.Updated(h)), 0
+		return true
+	}
+	for idle := 0; idle < len(r.list) && *looked < parkSlots; {
+		o := r.list[p.next%len(r.list)]
+		h := o.due.First(1)
+		if h == 0 {
+			p.next++
+			idle++
+			continue
+		}
+		*looked++
+		p.undue(o, h)
+		if e.parkRequest(o, h, it) {
+			return true
+		}
+	}
+	return false
+}
+
+// parkRequest writes the request to park entry h, and reports whether there is one.
+func (e *Engine) parkRequest(o *owned, h flow.Handle, it *flow.Park) bool {
+	p := e.park
+	flags := o.cache.Flags(h)
+	if flags&extEnded != 0 {
+		return false
+	}
+	key := o.cache.Key(h)
+	if ih := e.internal.Lookup(&key); ih != 0 && !e.internal.Dead(ih) {
+		if !p.passive || e.internal.Flags(ih)&flagYields == 0 || !e.yield(ih, o, h) {
+			p.mark(o, h, false)
+			return false
+		}
+		flags = o.cache.Flags(h)
+	}
+	o.cache.Load(h, &it.Flow)
+	it.Age, it.Owner, it.Last = e.now.Sub(o.cache.Updated(h)), o.id, flags&extMasterless != 0
+	switch {
+	case flags&extParked == 0:
+		it.Op = flow.ParkCreate
+	case flags&extRemake != 0:
+		it.Op = flow.ParkRemake
+	default:
+		it.Op = flow.ParkUpdate
+	}
+	o.cache.SetFlags(h, 0, extRemake)
+	p.mark(o, h, true)
+	return true
+}
+
+// parkAnswered takes the answers to a batch.
+func (e *Engine) parkAnswered(b *flow.ParkBatch) {
+	p := e.park
+	for i := range b.N {
+		it := &b.Items[i]
+		e.Stats.Parks[it.Op]++
+		if it.Result == flow.ParkDone {
+			continue
+		}
+		e.Stats.ParkResults[it.Result]++
+		if it.Result == flow.ParkTouched {
+			e.parkTouched(&it.Flow)
+			continue
+		}
+		if it.Op == flow.ParkDelete || it.Op == flow.ParkRelease {
+			continue
+		}
+		// The entry may be another one by now; it is then looked for in the kernel again.
+		o := e.replica.owners[it.Owner]
+		if o == nil {
+			continue
+		}
+		h := o.cache.Lookup(&it.Flow.Orig)
+		if h == 0 {
+			continue
+		}
+		p.mark(o, h, false)
+		switch it.Result {
+		case flow.ParkNoMaster:
+			o.cache.SetFlags(h, extMasterless, 0)
+			p.due(o, h) // after what waits: the master may be among it
+		case flow.ParkFull:
+			if p.again == 0 {
+				p.again = e.now.Add(parkRetry)
+			}
+			p.full = true
+		}
+	}
+	p.free = append(p.free, b)
+	p.flying--
+	p.checkHeld()
+}
+
+// parkTouched takes over a flow that its owner has ended although packets pass it here.
+func (e *Engine) parkTouched(f *flow.Flow) {
+	h := e.internal.Lookup(&f.Orig)
+	if h != 0 && !e.internal.Dead(h) || !e.fit(f) {
+		return
+	}
+	if h, replace := e.own(h, f, f.Has); h != 0 {
+		e.Stats.Touched++
+		e.mode.Enqueue(h, replace)
+	}
+}
+
+// own puts a flow of which the kernel's entry is ours now into the internal cache, in
+// the place of the dead entry h if there is one, and returns its handle, 0 if there is
+// no room. told is what is not to be overwritten by the dump that runs.
+func (e *Engine) own(h flow.Handle, f *flow.Flow, told flow.Attrs) (_ flow.Handle, replace bool) {
+	if replace = h != 0; replace {
+		e.internal.Replace(h, f, e.now)
+	} else if h = e.insert(f); h == 0 {
+		return 0, false
+	}
+	e.internal.SetFlags(h, flagNewDue, 0)
+	delete(e.kernel.told, h) // what was said of an earlier flow
+	e.touch(h, told)
+	return h, replace
+}
+
+// HoldPark stops the parker, and calls fn on the loop when nothing is under way any
+// more; nil for fn lets it go on. It does nothing where nothing is parked, but calls
+// fn. For functions run by Do.
+func (e *Engine) HoldPark(fn func()) {
+	switch p := e.park; {
+	case p == nil:
+		if fn != nil {
+			fn()
+		}
+	case fn == nil:
+		p.held, p.onHeld = false, nil
+	default:
+		p.held, p.onHeld = true, fn
+		p.checkHeld()
+	}
+}
+
+func (p *parking) checkHeld() {
+	if p.flying == 0 && p.onHeld != nil {
+		fn := p.onHeld
+		p.onHeld = nil
+		fn()
+	}
+}
+
+// Parks reports whether what peers have is parked in this kernel.
+func (e *Engine) Parks() bool { return e.park != nil }
+
+// Parked returns how many entries are parked, and how many changes wait for the
+// parker. For functions run by Do.
+func (e *Engine) Parked() (entries, waiting int) {
+	if p := e.park; p != nil {
+		return p.n, p.waiting + p.deletes.len() + p.releases.len()
+	}
+	return 0, 0
+}
+
+// Orphans returns how many parked entries the last dump found that no peer has. For
+// functions run by Do.
+func (e *Engine) Orphans() uint64 {
+	if e.park == nil {
+		return 0
+	}
+	return e.park.orphaned
+}
+
+// SetOrphans says what becomes of parked entries that no peer has, from the next dump
+// on. For functions run by Do.
+func (e *Engine) SetOrphans(o OrphanPolicy) {
+	if e.park != nil {
+		e.park.orphans = o
+	}
+}
+
+// Adopt makes entries of an owner this node's own: they enter the internal cache, and
+// the caller gives them timeouts in the kernel. It visits some slots from position
+// from on, and returns where to go on, 0 at the end. take gets an entry, how long ago
+// its owner said so, and whether it is in the kernel; it says whether it wants the
+// entry, and more. For functions run by Do, while the parker is held.
+func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *flow.Flow, age time.Duration, parked bool) (want, more bool)) flow.Handle {
+	p, o, f := e.park, e.replica.of(owner), &e.scratch
+	return o.cache.Walk(from, slots, func(h flow.Handle) bool {
+		flags := o.cache.Flags(h)
+		if flags&extEnded != 0 {
+			return true
+		}
+		key := o.cache.Key(h)
+		ih := e.internal.Lookup(&key)
+		if ih != 0 && !e.internal.Dead(ih) {
+			return true
+		}
+		o.cache.Load(h, f)
+		age := e.now.Sub(o.cache.Updated(h))
+		want, more := take(f, age, flags&extParked != 0)
+		if !want {
+			return more
+		}
+		p.undue(o, h)
+		p.mark(o, h, false)
+		if !e.filter.Match(f) {
+			return more
+		}
+		f.Has &^= flow.HasID
+		if f.Has&flow.HasTimeout != 0 {
+			f.Timeout = flow.Remaining(f.Timeout, age)
+		}
+		if ih, replace := e.own(ih, f, 0); ih != 0 {
+			e.Stats.Adopted++
+			if e.cfg.Mirror {
+				e.mode.Enqueue(ih, replace)
+			}
+		}
+		return more
+	})
+}
+
+// SetPassive says whether this node is in charge. One that is not yields what another
+// node carries, its own entries from before first. For functions run by Do.
+func (e *Engine) SetPassive(passive bool) {
+	if p := e.park; p != nil {
+		p.passive, p.yielding, p.yieldPos = passive, passive, 0
+	}
+}
+
+// yieldSome visits some entries of the internal cache: those that another node has are
+// yielded, the others when one tells of them, unless traffic passes them until then.
+func (e *Engine) yieldSome() bool {
+	p := e.park
+	p.yieldPos = e.internal.Walk(p.yieldPos, sweepSlots, func(h flow.Handle) bool {
+		if e.internal.Dead(h) {
+			return true
+		}
+		e.internal.SetFlags(h, flagYields, 0)
+		key := e.internal.Key(h)
+		if o, eh := e.replica.latest(&key); eh != 0 && e.yield(h, o, eh) {
+			p.due(o, eh)
+		}
+		return true
+	})
+	p.yielding = p.yieldPos != 0
+	return p.yielding
+}
+
+// yield gives entry h of the internal cache to the owner of the external entry eh: it
+// is theirs, and parked, from now on. It does not if the two are different flows.
+func (e *Engine) yield(h flow.Handle, o *owned, eh flow.Handle) bool {
+	p := e.park
+	e.internal.Load(h, &p.was)
+	o.cache.Load(eh, &p.is)
+	if p.was.Reply != p.is.Reply {
+		return false
+	}
+	p.mark(o, eh, true)
+	// The kernel's entry lives on: what is told of it later is not of the past.
+	e.internal.Merge(h, &flow.Flow{Has: flow.HasID}, e.now)
+	e.internal.SetDead(h)
+	e.mode.Enqueue(h, false)
+	e.Stats.Yielded++
+	return true
+}
+
+// whole returns what an event tells of an entry that was not ours. If packets have
+// passed a parked one, all that its owner has told is added, because events carry only
+// what changed; what the event does tell must be merged into it again.
+func (e *Engine) whole(ev *flow.Event) *flow.Flow {
+	if e.park == nil || ev.Kind != flow.EventUpdate {
+		return &ev.Flow
+	}
+	o, h := e.replica.latest(&ev.Flow.Orig)
+	if h == 0 {
+		return &ev.Flow
+	}
+	f := &e.park.is
+	o.cache.Load(h, f)
+	if f.Reply != ev.Flow.Reply {
+		return &ev.Flow
+	}
+	f.Has &^= flow.HasID
+	if f.Has&flow.HasTimeout != 0 {
+		f.Timeout = flow.Remaining(f.Timeout, e.now.Sub(o.cache.Updated(h)))
+	}
+	e.Stats.Touched++
+	return f
+}
+
+// parkEvent applies an event of what the parker did. It matters only if the entry
+// became ours while the request was under way.
+func (e *Engine) parkEvent(ev *flow.Event) {
+	if ev.Kind != flow.EventDestroy {
+		return
+	}
+	e.Stats.EventsDestroy++
+	h := e.internal.Lookup(&ev.Flow.Orig)
+	e.destroy(h, &ev.Flow, OriginPark)
+}
+
+// unpark notes that the kernel's entry for t is ours now.
+func (e *Engine) unpark(t *flow.Tuple) {
+	e.replica.holders(t, func(o *owned, h flow.Handle) {
+		e.park.undue(o, h)
+		e.park.mark(o, h, false)
+	})
+}
+
+// parkEnded notes that the kernel's entry for f was destroyed. It was this node's own
+// if ours. What its owner carries on is parked again; what has ended here is not.
+func (e *Engine) parkEnded(f *flow.Flow, ours bool) {
+	p := e.park
+	e.replica.holders(&f.Orig, func(o *owned, h flow.Handle) {
+		p.mark(o, h, false)
+		if ours && !p.passive || e.isGone(o.id) {
+			p.undue(o, h)
+			o.cache.SetFlags(h, extEnded, 0)
+			return
+		}
+		p.due(o, h)
+	})
+}
+
+// dumpedParked takes a parked entry that the dump found. h is the entry of the
+// internal cache with its tuple, or 0.
+func (e *Engine) dumpedParked(h flow.Handle, f *flow.Flow) {
+	p := e.park
+	if h != 0 && !e.internal.Dead(h) {
+		e.internal.SetMark(h, e.kernel.epoch)
+		p.releases.push(f.Orig)
+		return
+	}
+	found := false
+	e.replica.holders(&f.Orig, func(o *owned, eh flow.Handle) {
+		if o.cache.Flags(eh)&extEnded != 0 {
+			return
+		}
+		found = true
+		p.mark(o, eh, true)
+		o.cache.SetFlags(eh, extSeen, 0)
+		o.cache.Load(eh, &p.is)
+		switch {
+		case p.is.Reply != f.Reply:
+			o.cache.SetFlags(eh, extRemake, 0)
+		case f.Timeout > flow.ParkTimeout-parkSlack && sameState(&p.is, f):
+			return
+		}
+		p.due(o, eh)
+	})
+	if found {
+		return
+	}
+	switch p.orphans {
+	case OrphansGo:
+		p.deletes.push(parkedKey{tuple: f.Orig})
+	case OrphansAdopt:
+		f.Timeout = f.StateTimeout()
+		if !e.fit(f) {
+			return
+		}
+		h, replace := e.own(h, f, 0)
+		if h == 0 {
+			return
+		}
+		e.mode.Enqueue(h, replace)
+		e.Stats.Adopted++
+		p.releases.push(f.Orig)
+	default:
+		p.orphaned++
+	}
+}
+
+// sameState reports whether the kernel's entry has the state that the owner told.
+func sameState(told, have *flow.Flow) bool {
+	return told.TCPState == have.TCPState && told.SCTPState == have.SCTPState && told.Mark == have.Mark &&
+		(told.Status^have.Status)&(flow.StatusSeenReply|flow.StatusAssured) == 0
+}
+
+// parkWalk is a walk through the external caches that finds what is not in the kernel.
+type parkWalk struct {
+	on     bool
+	dumped bool // after a dump: what it has not seen is not there
+	owner  int  // index in Replica.list
+	pos    flow.Handle
+}
+
+// parkSynced notes that a resynchronisation with the kernel is complete.
+func (e *Engine) parkSynced() {
+	p := e.park
+	p.walk = parkWalk{on: true, dumped: true}
+	p.refresh = e.now.Add(parkRefresh)
+}
+
+// walkParked does a part of the walk, and reports whether something is left to do.
+func (e *Engine) walkParked() bool {
+	p := e.park
+	w := &p.walk
+	if p.refresh != 0 && e.now >= p.refresh {
+		p.refresh = e.now.Add(parkRefresh)
+		e.kernel.wanted = true
+	}
+	if !w.on && p.again != 0 && e.now >= p.again {
+		p.again, p.full = 0, false
+		*w = parkWalk{on: true}
+	}
+	if !w.on {
+		return false
+	}
+	if w.owner >= len(e.replica.list) {
+		w.on = false
+		return false
+	}
+	o := e.replica.list[w.owner]
+	w.pos = o.cache.Walk(w.pos, sweepSlots, func(h flow.Handle) bool {
+		flags := o.cache.Flags(h)
+		there := flags&extParked != 0 && !w.dumped || flags&extSeen != 0
+		o.cache.SetFlags(h, 0, extSeen)
+		if !there && flags&extEnded == 0 {
+			p.due(o, h) // of what is ours nothing will come
+		}
+		return true
+	})
+	if w.pos == 0 {
+		w.owner++
+	}
+	return true
+}
+
+// ring is a queue that grows.
+type ring[T any] struct {
+	items []T
+	head  int
+}
+
+func (r *ring[T]) len() int { return len(r.items) - r.head }
+
+func (r *ring[T]) push(x T) {
+	if r.head > 1024 && r.head > len(r.items)/2 {
+		r.items = r.items[:copy(r.items, r.items[r.head:])]
+		r.head = 0
+	}
+	r.items = append(r.items, x)
+}
+
+func (r *ring[T]) pop() T {
+	x := r.items[r.head]
+	if r.head++; r.head == len(r.items) {
+		r.items, r.head = r.items[:0], 0
+		if cap(r.items) > 1<<16 {
+			r.items = nil
+		}
+	}
+	return x
+}
+
+// newDue returns the list of what waits of one owner.
+func newDue() queue.Lists { return queue.NewLists(1) }
