@@ -248,8 +248,8 @@ func (p *Parker) resolve(i int, errno unix.Errno) error {
 		switch {
 		case errno == unix.EPERM && it.Op != flow.ParkUpdate:
 			return fmt.Errorf("commit: park %s: %w", describe(&it.Flow.Orig), errno)
-		case errno == unix.ENOSPC && p.f.Has&flow.HasLabels != 0:
-			p.f.Has &^= flow.HasLabels // made before any rule had to do with labels
+		case errno == unix.ENOSPC && it.Op == flow.ParkUpdate && p.f.Has&flow.HasLabels != 0:
+			return nil // all is done but the labels, for which the entry has no room
 		case errno == unix.ENOMEM || errno == unix.ENOSPC:
 			it.Result = flow.ParkFull
 			return nil

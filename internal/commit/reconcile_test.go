@@ -107,7 +107,7 @@ func TestReconcile(t *testing.T) {
 				was.ID, was.Has = f.ID, f.Has&flow.HasID|was.Has
 				want(t, "the entry", f, was)
 			}},
-		{"offloaded, and ours is ending", offloaded(live), with(live, tcpState(flow.TCPTimeWait)), Options{Adopt: true, MarkMask: 0xff}, "there",
+		{"offloaded, and ours is ending", offloaded(live), with(live, tcpState(flow.TCPTimeWait)), all, "there",
 			func(t *testing.T, f flow.Flow) {
 				was := offloaded(live)
 				was.ID, was.Has = f.ID, f.Has&flow.HasID|was.Has

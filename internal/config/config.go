@@ -8,15 +8,16 @@ import (
 // Config is a validated configuration. It holds values only: a copy of the
 // struct shares its lists, which nobody changes after Parse.
 type Config struct {
-	Node   Node
-	Sync   Sync
-	Events Events
-	Cache  Cache
-	Commit Commit
-	Purge  Purge
-	Ready  Ready
-	Filter Filter
-	Links  []Link // 1 to MaxLinks; the first is used until it fails
+	Node     Node
+	Sync     Sync
+	Events   Events
+	Cache    Cache
+	Takeover Takeover
+	Commit   Commit
+	Purge    Purge
+	Ready    Ready
+	Filter   Filter
+	Links    []Link // 1 to MaxLinks; the first is used until it fails
 }
 
 // MaxLinks is how many dedicated links a configuration may have.
@@ -85,6 +86,20 @@ type Events struct {
 type Cache struct {
 	Limit         int // internal cache; 0: twice nf_conntrack_max
 	ExternalLimit int // external cache; 0: twice nf_conntrack_max
+}
+
+// TakeoverMode is when the flows of peers are put into this kernel.
+type TakeoverMode string
+
+// The ways to take over.
+const (
+	TakeoverCommit  TakeoverMode = "commit"  // by the command that puts this node in charge
+	TakeoverInstant TakeoverMode = "instant" // as they come
+)
+
+// Takeover says how this node takes over.
+type Takeover struct {
+	Mode TakeoverMode
 }
 
 // Commit says what is put into the kernel.
@@ -161,6 +176,9 @@ func Default() *Config {
 			CacheTimeout:  3 * time.Minute,
 		},
 		Events: Events{Buffer: 64 << 20, BufferMax: 512 << 20},
+
+		Takeover: Takeover{Mode: TakeoverCommit},
+
 		Purge:  Purge{After: time.Minute},
 		Ready:  Ready{Timeout: time.Minute},
 		Filter: Filter{MarkMask: 0xffffffff},

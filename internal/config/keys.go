@@ -83,6 +83,9 @@ var configKeys = []key[Config]{
 	setting("cache.limit", func(c *Config) *int { return &c.Cache.Limit }, integer, between(0, maxCache)),
 	setting("cache.external_limit", func(c *Config) *int { return &c.Cache.ExternalLimit }, integer, between(0, maxCache)),
 
+	setting("takeover.mode", func(c *Config) *TakeoverMode { return &c.Takeover.Mode }, word[TakeoverMode],
+		oneOf("takeover.mode", "a way to take over", TakeoverCommit, TakeoverInstant)),
+
 	reloadable(setting("commit.timeout", func(c *Config) *time.Duration { return &c.Commit.Timeout },
 		duration, zeroOr(time.Second, maxTimeout))),
 	reloadable(setting("purge.after", func(c *Config) *time.Duration { return &c.Purge.After },

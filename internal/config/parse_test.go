@@ -80,6 +80,8 @@ buffer_max = "2M"
 [cache]
 limit = 1
 external_limit = 2
+[takeover]
+mode = "instant"
 [commit]
 timeout = "3m"
 [purge]
@@ -107,12 +109,13 @@ local = "198.51.100.1"
 peers = ["198.51.100.2"]
 `)
 	want := &Config{
-		Node:   Node{"fw-1.example", "/tmp/s", "", LogDebug},
-		Sync:   Sync{ModeFTFW, WireConntrackd, nil, true, 1000, 20, false, 90 * time.Second, 0, 2 * time.Second, 6 * time.Second},
-		Events: Events{1000000, 2 << 20},
-		Cache:  Cache{1, 2},
-		Commit: Commit{3 * time.Minute},
-		Ready:  Ready{"/run/r", 5 * time.Second},
+		Node:     Node{"fw-1.example", "/tmp/s", "", LogDebug},
+		Sync:     Sync{ModeFTFW, WireConntrackd, nil, true, 1000, 20, false, 90 * time.Second, 0, 2 * time.Second, 6 * time.Second},
+		Events:   Events{1000000, 2 << 20},
+		Cache:    Cache{1, 2},
+		Takeover: Takeover{Mode: TakeoverInstant},
+		Commit:   Commit{3 * time.Minute},
+		Ready:    Ready{"/run/r", 5 * time.Second},
 		Filter: Filter{
 			Protocols: List[uint8]{Ignore: []uint8{6, 17, 58}},
 			Addresses: List[netip.Prefix]{Accept: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::1/128")}},

@@ -178,6 +178,7 @@ func sampleStatus() *Status {
 			Entries: 654321, Max: 262144, Events: 2,
 			Warnings: []string{"the table is almost full"},
 		},
+		Parked:     &ParkStatus{Entries: 123000, Waiting: 5},
 		LastCommit: sampleCommit(), Task: "bulk update to fw2",
 	}
 }
@@ -203,5 +204,9 @@ func sampleStats() *Stats {
 			Drops: map[string]uint64{"no route": 22},
 		}},
 		Commit: CommitStats{Commits: 1, Entries: 10003, Created: 9002, Updated: 900, Skipped: 90, Refused: 11, DurationS: 0.25},
+		Parked: &ParkStats{
+			Created: 1, Updated: 2, Remade: 3, Deleted: 4, Released: 5, Adopted: 6, Touched: 7, Yielded: 8,
+			NotParked: map[string]uint64{"clash": 9, "table full": 10, "refused": 0},
+		},
 	}
 }

@@ -156,6 +156,9 @@ func RenderStatus(w io.Writer, s *Status) error {
 		events = "not known"
 	}
 	p.row("  nf_conntrack_events", events)
+	if s.Parked != nil {
+		p.row("  parked for peers", fmt.Sprintf("%d, %d changes waiting", s.Parked.Entries, s.Parked.Waiting))
+	}
 	for _, warning := range s.Kernel.Warnings {
 		p.row("  warning: " + warning)
 	}
@@ -271,6 +274,20 @@ func RenderStats(w io.Writer, s *Stats) error {
 	p.row("  skipped", c.Skipped)
 	p.row("  refused", c.Refused)
 	p.row("  time", seconds(c.DurationS))
+
+	if a := s.Parked; a != nil {
+		p.section("parked for peers")
+		p.row("  created", a.Created)
+		p.row("  updated", a.Updated)
+		p.row("  remade", a.Remade)
+		p.row("  deleted", a.Deleted)
+		p.row("  released", a.Released)
+		p.row("  adopted", a.Adopted)
+		p.row("  touched", a.Touched)
+		p.row("  yielded", a.Yielded)
+		p.row("  not parked", sum(a.NotParked))
+		p.counts("    ", a.NotParked)
+	}
 
 	p.section("control socket")
 	k := &s.Control

@@ -12,6 +12,7 @@ type Stats struct {
 	Sync     SyncStats    `json:"sync"`
 	Links    []LinkStats  `json:"links"`
 	Commit   CommitStats  `json:"commit"`
+	Parked   *ParkStats   `json:"parked,omitempty"` // only with instant takeover
 	Control  ControlStats `json:"control"`
 }
 
@@ -98,6 +99,20 @@ type CommitStats struct {
 	DurationS float64 `json:"duration_s"`
 }
 
+// ParkStats counts what instant takeover does with entries of peers.
+type ParkStats struct {
+	Created  uint64 `json:"created"` // put into the kernel
+	Updated  uint64 `json:"updated"`
+	Remade   uint64 `json:"remade"` // replaced, for what no update can change
+	Deleted  uint64 `json:"deleted"`
+	Released uint64 `json:"released"` // given a timeout of their own again, after a dump
+	Adopted  uint64 `json:"adopted"`  // became this node's own by a takeover
+	Touched  uint64 `json:"touched"`  // became this node's own because packets passed them
+	Yielded  uint64 `json:"yielded"`  // this node's own that became a peer's
+
+	NotParked map[string]uint64 `json:"not_parked"` // requests with another outcome, by reason
+}
+
 // ControlStats counts the use of the control socket.
 type ControlStats struct {
 	Connections uint64 `json:"connections"`
@@ -111,6 +126,9 @@ type ControlStats struct {
 func (s *Stats) normalize() {
 	notNil(&s.Links)
 	maps := []*map[string]uint64{&s.Sync.MessagesSent, &s.Sync.MessagesReceived, &s.Sync.Malformed, &s.Sync.Refused}
+	if s.Parked != nil {
+		maps = append(maps, &s.Parked.NotParked)
+	}
 	for i := range s.Links {
 		maps = append(maps, &s.Links[i].Drops)
 	}

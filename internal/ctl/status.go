@@ -29,6 +29,7 @@ type Status struct {
 	Internal   CacheStatus   `json:"internal_cache"`
 	External   CacheStatus   `json:"external_cache"`
 	Kernel     KernelStatus  `json:"kernel"`
+	Parked     *ParkStatus   `json:"parked,omitempty"` // only with instant takeover
 	LastCommit *CommitReport `json:"last_commit,omitempty"`
 
 	// Task names what the node is at ("commit", "bulk update to fw2"), empty
@@ -78,6 +79,12 @@ type CacheStatus struct {
 	Limit   uint64 `json:"limit"`
 	Refused uint64 `json:"refused"` // not taken because the cache was full, ever
 	Bytes   uint64 `json:"memory_bytes,omitzero"`
+}
+
+// ParkStatus is what instant takeover has put into this kernel for peers.
+type ParkStatus struct {
+	Entries uint64 `json:"entries"`
+	Waiting uint64 `json:"waiting"` // changes on their way
 }
 
 // KernelStatus is the connection-tracking table of the kernel.

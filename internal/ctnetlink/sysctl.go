@@ -131,3 +131,25 @@ func checkCapability() Finding {
 	}
 	return f
 }
+
+// LongTimeouts returns the timeouts of the calling thread's network namespace that are
+// longer than limit, in seconds, by the names of their settings.
+func LongTimeouts(limit uint32) (map[string]int, error) {
+	files, err := os.ReadDir(sysctlDir)
+	if err != nil {
+		return nil, fmt.Errorf("read sysctls: %w", err)
+	}
+	long := map[string]int{}
+	for _, f := range files {
+		if !strings.Contains(f.Name(), "_timeout") {
+			continue
+		}
+		switch v, err := sysctl(f.Name()); {
+		case err != nil:
+			return nil, err
+		case v > int(limit):
+			long["net.netfilter."+f.Name()] = v
+		}
+	}
+	return long, nil
+}

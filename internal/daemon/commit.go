@@ -35,6 +35,8 @@ type externalSource struct {
 	owners []uint8 // whose entries remain to be handed out in this pass
 	pos    flow.Handle
 	ended  bool // this pass
+
+	adopting bool // entries become this node's own as they are handed out
 }
 
 // walkSlots bounds the slots visited in one turn of the loop.
@@ -108,16 +110,20 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 				return
 			}
 			x := r.Cache(s.owners[0])
-			s.pos = x.Walk(s.pos, walkSlots, func(h flow.Handle) bool {
-				e := &dst[n]
-				x.Load(h, &e.Flow)
-				class := commit.PassOf(&e.Flow)
-				if class == p || class < p && !x.Updated(h).Before(s.since) {
-					e.Age = now.Sub(x.Updated(h))
-					n++
-				}
-				return n < len(dst)
-			})
+			if s.adopting {
+				n = s.adopt(s.owners[0], p, dst)
+			} else {
+				s.pos = x.Walk(s.pos, walkSlots, func(h flow.Handle) bool {
+					e := &dst[n]
+					x.Load(h, &e.Flow)
+					class := commit.PassOf(&e.Flow)
+					if class == p || class < p && !x.Updated(h).Before(s.since) {
+						e.Age = now.Sub(x.Updated(h))
+						n++
+					}
+					return n < len(dst)
+				})
+			}
 			if s.pos == 0 {
 				s.owners = s.owners[1:]
 				s.ended = len(s.owners) == 0
@@ -212,6 +218,14 @@ func (d *Daemon) commitExternal(ctx context.Context, src *externalSource, progre
 	defer d.setTask("")
 	started := time.Now()
 	var r commit.Report
+	if d.engine.Parks() {
+		release, err := d.holdParker(ctx)
+		if err != nil {
+			return commitReport(&r, started), err
+		}
+		defer release()
+		src.adopting = true
+	}
 	err := d.withoutEvents(ctx, int(src.total), func() (err error) {
 		r, err = d.runCommit(ctx, src, d.commits, false, progress)
 		return err
@@ -251,5 +265,6 @@ func (d *Daemon) purgeKernel(ctx context.Context) (int, error) {
 	dump := func(fn func(*flow.Flow) error) error {
 		return ctnetlink.Dump(ctx, ctnetlink.DumpFilter{}, func(ev *flow.Event) error { return fn(&ev.Flow) })
 	}
-	return commit.Purge(ctx, dump, func(fl *flow.Flow) bool { return !f.Match(fl) }, kernel{w: d.purges})
+	parks := d.engine.Parks()
+	return commit.Purge(ctx, dump, func(fl *flow.Flow) bool { return !f.Match(fl) || parks && fl.Parked() }, kernel{w: d.purges})
 }

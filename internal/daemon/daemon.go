@@ -52,6 +52,7 @@ type Daemon struct {
 	commits  *ctnetlink.Writer // used by whoever holds ops
 	purges   *ctnetlink.Writer // used by whoever holds ops
 	fetches  *ctnetlink.Writer // used by the engine's fetch worker
+	parks    *ctnetlink.Writer // of the parker; nil unless takeovers are instant
 	notify   *notifier
 
 	ops chan struct{} // one token: held while a command changes the kernel or the role
@@ -62,6 +63,7 @@ type Daemon struct {
 	role       string
 	roleSince  time.Time
 	task       string
+	adopting   bool // a takeover wants parked entries that no peer has
 	lastCommit *ctl.CommitReport
 	commitSum  ctl.CommitStats
 	readiness  readiness
@@ -128,6 +130,11 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	if d.fetches, err = ctnetlink.NewWriter(ctnetlink.WriterConfig{}); err != nil {
 		return err
 	}
+	if cfg.Takeover.Mode == config.TakeoverInstant {
+		if err := d.openParker(); err != nil {
+			return err
+		}
+	}
 	for i := range cfg.Links {
 		l, err := channel.Open(linkConfig(&cfg.Links[i]))
 		if err != nil {
@@ -153,7 +160,7 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	for i, l := range d.links {
 		readers[i] = newLinkReader(l)
 	}
-	d.engine = engine.New(engine.Config{
+	ecfg := engine.Config{
 		Log:    d.log.Named("engine"),
 		Events: d.listener,
 		Dump: func(ctx context.Context, fn func(*flow.Event) error) error {
@@ -172,12 +179,22 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 		ExternalLimit: external,
 		Labels:        cfg.Filter.Labels,
 		MarkMask:      cfg.Filter.MarkMask,
-	})
+	}
+	if d.parks != nil {
+		ecfg.Parker = &parker{d, d.parks}
+		if d.box != nil {
+			ecfg.Gone = func() []uint8 { return d.mode.gone() }
+		}
+	}
+	d.engine = engine.New(ecfg)
 	if err := d.loadSnapshot(); err != nil {
 		d.log.Error("the snapshot of the peers' state is not used", zap.Error(err))
 	}
 	d.engine.SetOrigin(d.commits.PortID(), engine.OriginCommit)
 	d.engine.SetOrigin(d.purges.PortID(), engine.OriginPurge)
+	if d.parks != nil {
+		d.engine.SetOrigin(d.parks.PortID(), engine.OriginPark)
+	}
 	d.log.Info("listening to the kernel", zap.Int("event_buffer_bytes", d.listener.BufferSize()),
 		zap.Int("internal_limit", limit), zap.Int("external_limit", external))
 	switch {
@@ -202,6 +219,9 @@ func (d *Daemon) close() {
 	}
 	if d.fetches != nil {
 		d.fetches.Close()
+	}
+	if d.parks != nil {
+		d.parks.Close()
 	}
 	for _, l := range d.links {
 		l.Close()
@@ -238,6 +258,9 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 	task("interfaces", func(ctx context.Context) error { return d.watchInterfaces(ctx, known) })
 	task("service", d.serve)
 	task("readiness", d.watchReadiness)
+	if d.parks != nil {
+		task("parked entries", d.watchParked)
+	}
 	task("kernel events", func(ctx context.Context) error {
 		select {
 		case err := <-d.broken:

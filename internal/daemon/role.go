@@ -26,6 +26,7 @@ func (d *Daemon) release() { d.ops <- struct{}{} }
 // SetRole implements ctl.Node: the whole of what a change of role needs.
 //
 //	primary  commit, flush the external cache, read the kernel's table, bulk update
+//	         (with instant takeover: commit gives what is parked the timeouts of its state)
 //	backup   ask the peer for its state; purge the kernel's flows after a while
 //	fault    as backup
 func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.ProgressFunc) (*ctl.RoleReport, error) {
@@ -54,7 +55,10 @@ func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.Progress
 		rep.Steps = append(rep.Steps, ctl.RoleStep{Name: name, Message: msg, DurationS: monotime.Now().Sub(t).Seconds()})
 		return err
 	}
-	var err error
+	err := d.engine.Do(ctx, func() { d.engine.SetPassive(role != ctl.RolePrimary) })
+	if err != nil {
+		return rep, err
+	}
 	if role == ctl.RolePrimary {
 		err = d.becomePrimary(ctx, rep, progress, step)
 	} else {
@@ -83,6 +87,11 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, progres
 		})
 	}
 	if err := step("resync", func() (string, error) {
+		done, err := d.takeOrphans(ctx)
+		if err != nil {
+			return "", err
+		}
+		defer done()
 		return "read the kernel's table", d.kernelSync(ctx)
 	}); first == nil {
 		first = err

@@ -31,6 +31,7 @@ type view struct {
 	active          int
 	proven          monotime.Time // when the oldest of the peers' digests agreed; 0: not all have
 	alone           bool          // no peer lives
+	parked, parking int           // entries of peers in the kernel, and changes to these that wait
 }
 
 // look takes a snapshot on the loop.
@@ -48,6 +49,7 @@ func (d *Daemon) look(ctx context.Context) (s view, err error) {
 			addCacheStats(&s.external, c.Stats())
 			s.extLimit = c.Limit()
 		}
+		s.parked, s.parking = e.Parked()
 		if err := d.channel.Err(); err != nil {
 			s.problems = append(s.problems, err.Error())
 		}
@@ -120,6 +122,9 @@ func (d *Daemon) Status(ctx context.Context) (*ctl.Status, error) {
 		Entries: uint64(s.entries), Limit: uint64(s.extLimit),
 		Refused: s.external.Refused, Bytes: s.external.SlabBytes + s.external.IndexBytes + s.external.SideBytes,
 	}
+	if d.engine.Parks() {
+		st.Parked = &ctl.ParkStatus{Entries: uint64(s.parked), Waiting: uint64(s.parking)}
+	}
 	st.Kernel.Events, st.Kernel.Warnings = -1, append([]string{}, hostWarnings()...)
 	if v, err := ctnetlink.Events(); err == nil {
 		st.Kernel.Events = v
@@ -185,6 +190,9 @@ func (d *Daemon) Stats(ctx context.Context) (*ctl.Stats, error) {
 	}
 	for _, l := range d.links {
 		st.Links = append(st.Links, linkStats(l))
+	}
+	if d.engine.Parks() {
+		st.Parked = parkStats(es)
 	}
 	d.mu.Lock()
 	st.Commit = d.commitSum

@@ -186,7 +186,7 @@ type Stats struct {
 	ExternalSwept              uint64 // entries that a bulk update of the peer did not confirm
 	Expectations               uint64 // messages about expectations, not handled
 
-	Parks       [flow.ParkRelease + 1]uint64 // requests to the parker, by flow.ParkOp
+	Parks       [flow.ParkRelease + 1]uint64 // what the parker did, by flow.ParkOp
 	ParkResults [flow.ParkResults]uint64     // those that came to something else than was asked for, by flow.ParkResult
 	Touched     uint64                       // parked entries that became ours because packets passed them
 	Adopted     uint64                       // parked entries that became ours because this node was put in charge

@@ -93,7 +93,7 @@ func (e *Engine) startDump(ctx context.Context) {
 		return
 	}
 	if e.park != nil {
-		e.park.orphaned = 0
+		e.park.orphaned, e.park.dumping = 0, e.park.orphans
 	}
 	k.wanted, k.running, k.dumping = false, true, true
 	k.quiet, k.missed = k.missed, false

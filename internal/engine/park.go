@@ -38,7 +38,8 @@ type parking struct {
 	yielding bool // the internal cache is being walked
 	yieldPos flow.Handle
 
-	orphans  OrphanPolicy // for the dumps from now on
+	orphans  OrphanPolicy // for the dumps that begin from now on
+	dumping  OrphanPolicy // for the one that runs
 	orphaned uint64       // parked entries of no peer that the last dump found, and that were kept
 	refresh  monotime.Time
 	walk     parkWalk
@@ -378,8 +379,8 @@ func (e *Engine) parkAnswered(b *flow.ParkBatch) {
 	p := e.park
 	for i := range b.N {
 		it := &b.Items[i]
-		e.Stats.Parks[it.Op]++
 		if it.Result == flow.ParkDone {
+			e.Stats.Parks[it.Op]++
 			continue
 		}
 		e.Stats.ParkResults[it.Result]++
@@ -671,7 +672,7 @@ func (e *Engine) dumpedParked(h flow.Handle, f *flow.Flow) {
 	if found {
 		return
 	}
-	switch p.orphans {
+	switch p.dumping {
 	case OrphansGo:
 		p.deletes.push(parkedKey{tuple: f.Orig})
 	case OrphansAdopt:
