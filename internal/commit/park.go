@@ -310,6 +310,9 @@ func (p *Parker) retry(it *flow.Park) (result flow.ParkResult, again unix.Errno,
 	if same && it.Op != flow.ParkRemake && p.have.Status&growing&^f.Status == 0 {
 		p.update(p.have.Status&flow.StatusExpected != 0)
 		again, err = p.alone(Update, &p.u)
+		if again == unix.ENOSPC && p.u.Has&flow.HasLabels != 0 {
+			again = 0
+		}
 		return flow.ParkDone, again, err
 	}
 	// What is parked there is older than what is told now, and no update makes it so.
