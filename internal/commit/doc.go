@@ -18,6 +18,8 @@
 //	create ─ EEXIST ──────────────► look at what is there ─► update, delete+create, leave it
 //	       ─ unknown helper ──────► create without helper
 //	       ─ no such master ──────► once more at the end, then create without master
+//	       ─ table full ──────────► counted as refused; after some of them in a row one
+//	                                entry of each batch tries, the others are only looked for
 //	       ─ anything else ───────► counted as refused
 //
 // The kernel drops labels without an error when no rule of it uses any. One entry of

@@ -704,6 +704,59 @@ func TestKernelRefusals(t *testing.T) {
 	}
 }
 
+// TestKernelFullTable: a commit into a table that is full says so, and nothing else
+// happens to it. The limit of the machine stays as it is: the table is filled.
+func TestKernelFullTable(t *testing.T) {
+	limit, err := ctnetlink.MaxEntries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if limit == 0 || limit > 1<<19 {
+		t.Skipf("nf_conntrack_max is %d: to fill such a table takes too long", limit)
+	}
+	const room, known, more = 1000, 500, 20_000
+	n := newNode(t)
+	numbered := func(i int) flow.Flow {
+		f := newFlow(flow.TCP, client4, server4, uint16(i), 443)
+		f.Orig.Src[1] = byte(i >> 16)
+		f.Reply, _ = f.Orig.Inverse()
+		return f
+	}
+	for i := 0; i < limit-room; {
+		var part []flow.Flow
+		for ; i < limit-room && len(part) < 64; i++ {
+			f := numbered(i)
+			if i < known {
+				f.TCPState = flow.TCPSynRecv
+			}
+			part = append(part, f)
+		}
+		n.create(part...)
+	}
+	var entries []commit.Entry
+	for i := limit - room; i < limit+more; i++ {
+		entries = append(entries, commit.Entry{Flow: numbered(i)})
+	}
+	for i := range known { // the last ones, when it is full
+		entries = append(entries, commit.Entry{Flow: numbered(i)})
+	}
+	r := n.commit(entries, all)
+	t.Log(r.String())
+	want := map[string]int{"table full": more}
+	if diff := cmp.Diff(want, r.RefusedBy); diff != "" || r.Created != room || r.Updated != known {
+		t.Errorf("%s %s", r.String(), diff)
+	}
+	if len(r.Examples) != 8 || !strings.HasSuffix(r.Examples[0], ": table full") {
+		t.Errorf("%q", r.Examples)
+	}
+	if entries, _, err := ctnetlink.Count(int(n.handle)); err != nil || entries != uint32(limit) {
+		t.Errorf("%d entries of %d, %v", entries, limit, err)
+	}
+	if r.Duration > 5*time.Second {
+		t.Errorf("%d refusals took %v", r.Refused, r.Duration)
+	}
+}
+
 // A connection that already runs through this node goes on, whatever an old
 // replica says of it.
 func TestKernelLiveConnection(t *testing.T) {

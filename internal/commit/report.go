@@ -26,8 +26,10 @@ type Report struct {
 	Skipped      int            `json:"skipped"`       // not put in by our own decision
 	Refused      int            `json:"refused"`       // refused by the kernel
 	DryRun       bool           `json:"dry_run,omitempty"`
-	ByReason     map[string]int `json:"by_reason,omitempty"` // of Skipped and Refused; also what was left out of created entries
-	Examples     []string       `json:"examples,omitempty"`  // the first few of ByReason
+	ByReason     map[string]int `json:"by_reason,omitempty"`  // of Skipped and Refused; also what was left out of created entries
+	SkippedBy    map[string]int `json:"skipped_by,omitempty"` // of ByReason, those skipped
+	RefusedBy    map[string]int `json:"refused_by,omitempty"` // of ByReason, those refused
+	Examples     []string       `json:"examples,omitempty"`   // the first few of ByReason
 	Duration     time.Duration  `json:"duration_ns"`
 }
 
@@ -89,12 +91,36 @@ func (r *Report) remarkAll(t *flow.Tuple, reason string, n int) {
 
 func (r *Report) skip(f *flow.Flow, reason string) {
 	r.Skipped++
+	increment(&r.SkippedBy, reason)
 	r.remark(f, reason)
 }
 
 func (r *Report) refuse(f *flow.Flow, reason string) {
 	r.Refused++
+	increment(&r.RefusedBy, reason)
 	r.remark(f, reason)
+}
+
+func increment(m *map[string]int, reason string) {
+	if *m == nil {
+		*m = make(map[string]int)
+	}
+	(*m)[reason]++
+}
+
+// Incomplete counts by reason the entries that are in the kernel, but not with all
+// that they had.
+func (r *Report) Incomplete() map[string]int {
+	var m map[string]int
+	for reason, n := range r.ByReason {
+		if n -= r.SkippedBy[reason] + r.RefusedBy[reason]; n > 0 {
+			if m == nil {
+				m = make(map[string]int)
+			}
+			m[reason] = n
+		}
+	}
+	return m
 }
 
 // String returns the report as one line, without the examples.

@@ -29,6 +29,9 @@ const (
 	// maxTries bounds the rounds of an entry whose place in the kernel changes all
 	// the time.
 	maxTries = 6
+	// fullAfter is how many creates in a row must fail for want of room until the
+	// table counts as full.
+	fullAfter = 2 * batchSize
 	// maxOrphans bounds how many entries wait for their master.
 	maxOrphans = 1024
 
@@ -42,6 +45,7 @@ const (
 	stepCreate  step = iota
 	stepUpdate       // other holds the request
 	stepReplace      // other holds what is to be deleted first
+	stepAsk          // whether it is there: other is an update that changes nothing
 )
 
 // item is one entry on its way through the rounds of a batch.
@@ -84,6 +88,7 @@ type runner struct {
 	fail     func(int, unix.Errno) // r.answer, bound once
 	orphans  []orphan
 	labelled labelled
+	noRoom   int  // creates since the last one that found room
 	giveUp   bool // a master that is missing now will not come any more
 	start    monotime.Time
 	said     monotime.Time // of the last Progress
@@ -162,7 +167,15 @@ func (r *runner) commit(ctx context.Context, part []Entry) error {
 
 // add puts a prepared entry among the items.
 func (r *runner) add(f *flow.Flow, deleted bool) {
-	r.items = append(r.items, item{flow: f, deleted: deleted, other: &r.other[len(r.items)]})
+	it := item{flow: f, deleted: deleted, other: &r.other[len(r.items)]}
+	if r.noRoom >= fullAfter && len(r.items) > 0 {
+		// Each create in a full table makes the kernel look for something to drop,
+		// which is a living flow of somebody. So one entry of each batch tries whether
+		// there is room again; of the others only those that are there can be helped.
+		it.step = stepAsk
+		*it.other = flow.Flow{Orig: f.Orig, Reply: f.Reply}
+	}
+	r.items = append(r.items, it)
 }
 
 // adopt tries the entries again that had no master, as long as that helps: the
@@ -236,7 +249,7 @@ func (r *runner) send(items []item) (err error) {
 		switch it.step {
 		case stepCreate:
 			it.err, err = r.request(Create, it, it.flow)
-		case stepUpdate:
+		case stepUpdate, stepAsk:
 			it.err, err = r.request(Update, it, it.other)
 		case stepReplace:
 			// Both in one batch, if it has room: the gap is a few microseconds.
@@ -321,7 +334,17 @@ func (r *runner) outcome(it *item) (again bool, err error) {
 	it.deleted = it.deleted || it.step == stepReplace && it.delErr == 0
 	f := it.flow
 	switch {
+	case it.step == stepAsk && it.err == unix.ENOENT:
+		r.report.refuse(f, reasonTableFull)
+		return false, nil
+
+	case it.step == stepAsk && it.err == 0:
+		return r.look(it)
+
 	case it.err == 0:
+		if it.step != stepUpdate {
+			r.noRoom = 0
+		}
 		switch {
 		case it.step == stepUpdate:
 			r.report.Updated++
@@ -374,6 +397,9 @@ func (r *runner) outcome(it *item) (again bool, err error) {
 		f.Has &^= flow.HasMaster
 		r.report.remark(f, reasonNoMaster)
 		return true, nil
+	}
+	if it.err == unix.ENOMEM {
+		r.noRoom++
 	}
 	r.report.refuse(f, reasonOf(it.err))
 	return false, nil

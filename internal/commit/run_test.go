@@ -19,7 +19,7 @@ import (
 
 // counts returns the figures of a report without times and examples.
 func counts(r Report) Report {
-	r.Duration, r.Examples = 0, nil
+	r.Duration, r.Examples, r.SkippedBy, r.RefusedBy = 0, nil, nil, nil
 	return r
 }
 
@@ -39,13 +39,17 @@ func checkSum(t reporter, r Report) {
 	if sum := r.Created + r.Updated + r.AlreadyThere + r.Replaced + r.Skipped + r.Refused; sum != r.Entries {
 		t.Errorf("%d entries, but the parts make %d: %+v", r.Entries, sum, r)
 	}
-	lost := r.Skipped + r.Refused + r.ByReason[reasonNoHelper] + r.ByReason[reasonNoMaster] + r.ByReason[reasonNoLabels]
-	sum := 0
-	for _, n := range r.ByReason {
-		sum += n
+	sum := func(m map[string]int) (n int) {
+		for _, v := range m {
+			n += v
+		}
+		return n
 	}
-	if sum != lost {
-		t.Errorf("%d reasons for %d cases: %+v", sum, lost, r)
+	if sum(r.SkippedBy) != r.Skipped || sum(r.RefusedBy) != r.Refused {
+		t.Errorf("reasons for %d skipped and %d refused: %+v", sum(r.SkippedBy), sum(r.RefusedBy), r)
+	}
+	if left := sum(r.Incomplete()); sum(r.ByReason) != r.Skipped+r.Refused+left || left != r.ByReason[reasonNoHelper]+r.ByReason[reasonNoMaster]+r.ByReason[reasonNoLabels] {
+		t.Errorf("%d reasons, %d entries are incomplete: %+v", sum(r.ByReason), left, r)
 	}
 	if len(r.Examples) > maxExamples {
 		t.Errorf("%d examples", len(r.Examples))
@@ -422,4 +426,90 @@ func BenchmarkCommit(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/batchSize, "ns/entry")
+}
+
+// TestFullTable: a table that is full is not asked for each entry, those that are there
+// are brought up to date all the same, and room that comes is used.
+func TestFullTable(t *testing.T) {
+	const n, limit = 10_000, 1000
+	k := newFake(t)
+	k.max = limit
+	src := &sliceSource{}
+	for i := range n {
+		f := tcpFlow(uint16(i))
+		src.entries = append(src.entries, Entry{Flow: f})
+		if i%10 == 9 && i >= 2*limit { // 800
+			k.insert(with(f, func(f *flow.Flow) { f.TCPState, f.TCPFlags = flow.TCPSynRecv, [2]uint8{} }))
+		}
+	}
+	creates := 0
+	k.before = func(op Op, f *flow.Flow) unix.Errno {
+		if op == Create {
+			creates++
+		}
+		if f.Orig.SrcPort == 9000 && op == Create {
+			t.Errorf("an entry in the middle of a batch was tried")
+		}
+		return 0
+	}
+	r := mustRun(t, src, k, all)
+	want := Report{Entries: n, Created: 200, Updated: 800, Refused: n - limit, ByReason: map[string]int{"table full": n - limit}}
+	if diff := cmp.Diff(want, counts(r)); diff != "" {
+		t.Error(diff)
+	}
+	if most := 200 + fullAfter + batchSize + n/batchSize + 800; creates > most {
+		t.Errorf("%d creates for %d that found room, want %d at most", creates, r.Created, most)
+	}
+
+	// There is room while the next commit runs.
+	k.before = func(op Op, f *flow.Flow) unix.Errno {
+		if f.Orig.SrcPort == 5000 {
+			k.max += 5000
+		}
+		return 0
+	}
+	r = mustRun(t, src, k, all)
+	// What comes before is lost, and the batch whose first entry finds the room.
+	after := (n - 5000/batchSize*batchSize - batchSize) * 9 / 10 // of ten one is there
+	if r.Created < after-batchSize || r.Created > after || r.AlreadyThere != limit {
+		t.Errorf("%+v: want up to %d created", counts(r), after)
+	}
+}
+
+// refusing is a kernel that refuses every create, at the speed of a real one or faster.
+type refusing struct {
+	nullKernel
+	errno unix.Errno
+}
+
+func (k *refusing) Flush(fail func(int, unix.Errno)) error {
+	for i := range k.n {
+		fail(i, k.errno)
+	}
+	k.n = 0
+	return nil
+}
+
+// A million refusals are figures, not memory, and not time.
+func TestRefusalsAreCheap(t *testing.T) {
+	for _, errno := range []unix.Errno{unix.ENOMEM, unix.ENOSPC, unix.EINVAL, unix.ENOENT} {
+		part := make([]Entry, batchSize)
+		r := newRunner(&refusing{errno: errno}, all)
+		ctx := t.Context()
+		run := func() {
+			for i := range part {
+				part[i].Flow = tcpFlow(uint16(i))
+			}
+			if err := r.commit(ctx, part); err != nil {
+				t.Fatal(err)
+			}
+		}
+		run() // the examples, the map of reasons
+		if n := testing.AllocsPerRun(100, run); n != 0 {
+			t.Errorf("%v: %v allocations for a batch", errno, n)
+		}
+		if r.report.Refused != r.report.Entries || len(r.report.Examples) != maxExamples || len(r.report.ByReason) != 1 {
+			t.Errorf("%v: %+v", errno, r.report)
+		}
+	}
 }

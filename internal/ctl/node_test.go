@@ -138,9 +138,15 @@ func sampleCommit() *CommitReport {
 		Started: sampleTime, DurationS: 0.25, RatePerS: 40012,
 		Flows: CommitCount{
 			Entries: 10000, Created: 9000, Updated: 900, AlreadyThere: 50, Skipped: 40, Refused: 10,
-			RefusedBy: map[string]uint64{"operation not supported": 7, "invalid argument": 3},
+			RefusedBy:    map[string]uint64{"not supported": 7, "invalid": 3},
+			SkippedBy:    map[string]uint64{"conflict": 40},
+			IncompleteBy: map[string]uint64{"without helper": 5},
 		},
-		Related: CommitCount{Entries: 3, Created: 2, Refused: 1, RefusedBy: map[string]uint64{"invalid argument": 1}},
+		Related: CommitCount{
+			Entries: 3, Created: 2, Refused: 1,
+			RefusedBy: map[string]uint64{"invalid": 1}, IncompleteBy: map[string]uint64{"without master": 2},
+		},
+		Examples: []string{"tcp 192.0.2.1:5>198.51.100.1:443: conflict", "udp 192.0.2.1:7>198.51.100.1:53: without master"},
 	}
 }
 

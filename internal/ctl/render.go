@@ -323,8 +323,19 @@ func (r *CommitReport) rows(p *page, indent string) {
 		}
 		p.row(indent+c.name, c.Entries, c.Created, c.Updated, c.AlreadyThere, c.Skipped, c.Refused)
 	}
-	for _, why := range slices.Sorted(maps.Keys(total.RefusedBy)) {
-		p.row(fmt.Sprintf("%srefused: %d %s", indent, total.RefusedBy[why], why))
+	for _, g := range []struct {
+		what string
+		by   map[string]uint64
+	}{{"refused", total.RefusedBy}, {"skipped", total.SkippedBy}, {"incomplete", total.IncompleteBy}} {
+		for _, why := range slices.Sorted(maps.Keys(g.by)) {
+			p.row(fmt.Sprintf("%s%s: %d %s", indent, g.what, g.by[why], why))
+		}
+	}
+	if len(r.Examples) > 0 {
+		p.row(indent + "for example:")
+	}
+	for _, example := range r.Examples {
+		p.row(indent + "  " + example)
 	}
 }
 

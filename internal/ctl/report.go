@@ -10,7 +10,8 @@ type CommitReport struct {
 	Flows     CommitCount `json:"flows"`      // those without a master
 	Related   CommitCount `json:"related"`    // those with one, done after their masters
 	Expects   CommitCount `json:"expectations,omitzero"`
-	DryRun    bool        `json:"dry_run,omitempty"` // nothing was changed
+	DryRun    bool        `json:"dry_run,omitempty"`  // nothing was changed
+	Examples  []string    `json:"examples,omitempty"` // the first few entries with a reason
 }
 
 // CommitCount counts entries by what became of them. Entries is the sum of the
@@ -20,12 +21,14 @@ type CommitCount struct {
 	Created      uint64 `json:"created"`
 	Updated      uint64 `json:"updated"`       // existed, brought up to date
 	AlreadyThere uint64 `json:"already_there"` // existed and was as good or newer
-	Skipped      uint64 `json:"skipped"`       // not tried: expired, filtered, dead
-	Refused      uint64 `json:"refused"`
+	Skipped      uint64 `json:"skipped"`       // left out by our own decision
+	Refused      uint64 `json:"refused"`       // by the kernel
 
-	// RefusedBy counts Refused by reason, in the kernel's words where it gave
-	// the reason.
+	SkippedBy map[string]uint64 `json:"skipped_by_reason,omitempty"`
 	RefusedBy map[string]uint64 `json:"refused_by_reason,omitempty"`
+	// IncompleteBy counts entries that are in the kernel, but not with all that they
+	// had.
+	IncompleteBy map[string]uint64 `json:"incomplete_by_reason,omitempty"`
 }
 
 // Progress says how far a commit is. Total is what the cache held when the commit
@@ -51,14 +54,20 @@ func (r *CommitReport) Total() CommitCount {
 		t.AlreadyThere += c.AlreadyThere
 		t.Skipped += c.Skipped
 		t.Refused += c.Refused
-		for why, n := range c.RefusedBy {
-			if t.RefusedBy == nil {
-				t.RefusedBy = make(map[string]uint64)
-			}
-			t.RefusedBy[why] += n
-		}
+		addCounts(&t.SkippedBy, c.SkippedBy)
+		addCounts(&t.RefusedBy, c.RefusedBy)
+		addCounts(&t.IncompleteBy, c.IncompleteBy)
 	}
 	return t
+}
+
+func addCounts(sum *map[string]uint64, m map[string]uint64) {
+	for why, n := range m {
+		if *sum == nil {
+			*sum = make(map[string]uint64)
+		}
+		(*sum)[why] += n
+	}
 }
 
 // RoleReport is what a change of role did.

@@ -217,19 +217,26 @@ func linkStats(l *channel.Link) ctl.LinkStats {
 }
 
 // commitReport puts a report into the words of ctl.
+// counted returns m as the control socket has it.
+func counted(m map[string]int) (c map[string]uint64) {
+	for why, n := range m {
+		if c == nil {
+			c = make(map[string]uint64, len(m))
+		}
+		c[why] = uint64(n)
+	}
+	return c
+}
+
 func commitReport(r *commit.Report, started time.Time) *ctl.CommitReport {
 	rep := &ctl.CommitReport{
 		Started: started, DurationS: r.Duration.Seconds(), DryRun: r.DryRun,
 		Flows: ctl.CommitCount{
 			Entries: uint64(r.Entries), Created: uint64(r.Created + r.Replaced), Updated: uint64(r.Updated),
 			AlreadyThere: uint64(r.AlreadyThere), Skipped: uint64(r.Skipped), Refused: uint64(r.Refused),
+			SkippedBy: counted(r.SkippedBy), RefusedBy: counted(r.RefusedBy), IncompleteBy: counted(r.Incomplete()),
 		},
-	}
-	for why, n := range r.ByReason {
-		if rep.Flows.RefusedBy == nil {
-			rep.Flows.RefusedBy = map[string]uint64{}
-		}
-		rep.Flows.RefusedBy[why] = uint64(n)
+		Examples: r.Examples,
 	}
 	if r.Duration > 0 {
 		rep.RatePerS = float64(r.Entries) / r.Duration.Seconds()

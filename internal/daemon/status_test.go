@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -84,12 +85,23 @@ func TestCommitReport(t *testing.T) {
 	start := time.Now()
 	r := commit.Report{
 		Entries: 10, Created: 4, Updated: 2, Replaced: 1, AlreadyThere: 1, Skipped: 1, Refused: 1,
-		ByReason: map[string]int{"table full": 1}, Duration: 2 * time.Second,
+		ByReason:  map[string]int{"table full": 1, "conflict": 1, "without master": 2},
+		RefusedBy: map[string]int{"table full": 1}, SkippedBy: map[string]int{"conflict": 1},
+		Duration: 2 * time.Second,
 	}
 	got := commitReport(&r, start)
 	f := got.Flows
-	if f.Entries != 10 || f.Created != 5 || f.Updated != 2 || f.AlreadyThere != 1 || f.Skipped != 1 || f.Refused != 1 || f.RefusedBy["table full"] != 1 {
+	if f.Entries != 10 || f.Created != 5 || f.Updated != 2 || f.AlreadyThere != 1 || f.Skipped != 1 || f.Refused != 1 {
 		t.Errorf("%+v", f)
+	}
+	for _, by := range []struct{ got, want map[string]uint64 }{
+		{f.RefusedBy, map[string]uint64{"table full": 1}},
+		{f.SkippedBy, map[string]uint64{"conflict": 1}},
+		{f.IncompleteBy, map[string]uint64{"without master": 2}},
+	} {
+		if !maps.Equal(by.got, by.want) {
+			t.Errorf("%v, want %v", by.got, by.want)
+		}
 	}
 	if got.DurationS != 2 || got.RatePerS != 5 || !got.Started.Equal(start) {
 		t.Errorf("took %v s, %v a second, started %v", got.DurationS, got.RatePerS, got.Started)
