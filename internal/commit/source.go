@@ -31,15 +31,19 @@ const (
 
 // PassOf returns the pass in which f is due. Established connections go first:
 // they are those that somebody misses.
-func PassOf(f *flow.Flow) Pass {
+func PassOf(f *flow.Flow) Pass { return Classify(f.Has, f.Status, f.TCPState) }
+
+// Classify is PassOf for who has only these parts of a flow at hand: a source walks
+// over all entries in each pass, and should not copy those that are not due.
+func Classify(has flow.Attrs, status uint32, tcpState uint8) Pass {
 	switch {
-	case f.Has&flow.HasMaster != 0:
+	case has&flow.HasMaster != 0:
 		return PassRelated
-	case f.Orig.Proto == flow.TCP && f.Has&flow.HasTCP != 0:
-		if f.TCPState == flow.TCPEstablished {
+	case has&flow.HasTCP != 0:
+		if tcpState == flow.TCPEstablished {
 			return PassEstablished
 		}
-	case f.Status&(flow.StatusAssured|flow.StatusSeenReply) != 0:
+	case status&(flow.StatusAssured|flow.StatusSeenReply) != 0:
 		return PassEstablished
 	}
 	return PassOthers

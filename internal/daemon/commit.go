@@ -114,10 +114,10 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 				n = s.adopt(s.owners[0], p, dst)
 			} else {
 				s.pos = x.Walk(s.pos, walkSlots, func(h flow.Handle) bool {
-					e := &dst[n]
-					x.Load(h, &e.Flow)
-					class := commit.PassOf(&e.Flow)
+					class := commit.Classify(x.Has(h), x.Status(h), x.TCPState(h))
 					if class == p || class < p && !x.Updated(h).Before(s.since) {
+						e := &dst[n]
+						x.Load(h, &e.Flow)
 						e.Age = now.Sub(x.Updated(h))
 						n++
 					}
@@ -188,7 +188,9 @@ func (d *Daemon) runCommit(ctx context.Context, src *externalSource, w *ctnetlin
 			progress(ctl.Progress{Done: uint64(r.Entries), Total: src.total, ElapsedS: r.Duration.Seconds()})
 		}
 	}
-	r, err := commit.Run(ctx, src, kernel{w, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask}}, o)
+	ahead := newReadAhead(src)
+	defer ahead.close()
+	r, err := commit.Run(ctx, ahead, kernel{w, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask}}, o)
 	if err == nil && progress != nil {
 		o.Progress(&r) // a role has more to do
 	}

@@ -68,7 +68,7 @@ func TestSourceHandsOutEachOnce(t *testing.T) {
 	src := &externalSource{ctx: t.Context(), engine: d.engine, since: monotime.Now().Add(-cache.Resolution)}
 	for p, pass := range passes {
 		got := map[flow.Tuple]int{}
-		take(t, src, pass, got, nil)
+		take(t, newReadAhead(src), pass, got, nil)
 		for i := range n {
 			f, want := classes(i), 0
 			if i%3 == p {
@@ -93,9 +93,10 @@ func TestSourceWhileTheCacheChanges(t *testing.T) {
 	})
 	time.Sleep(2 * cache.Resolution)
 	src := &externalSource{ctx: t.Context(), engine: d.engine, since: monotime.Now().Add(-cache.Resolution)}
+	ahead := newReadAhead(src)
 	got := map[flow.Tuple]int{}
 	for p, pass := range passes {
-		take(t, src, pass, got, func(chunk int) {
+		take(t, ahead, pass, got, func(chunk int) {
 			if chunk > 20 {
 				return
 			}
@@ -190,6 +191,50 @@ func TestSourceEndsWithItsContext(t *testing.T) {
 		src.ended = false
 	}
 	t.Error("a source went on after its context")
+}
+
+// scripted is a source that says how it goes on.
+type scripted []fetched
+
+func (s *scripted) Next(p commit.Pass, dst []commit.Entry) (int, error) {
+	f := (*s)[0]
+	*s = (*s)[1:]
+	for i := range f.n {
+		dst[i] = commit.Entry{Age: time.Duration(f.n)}
+	}
+	return f.n, f.err
+}
+
+// Reading ahead changes nothing in what a source says, and when.
+func TestReadAhead(t *testing.T) {
+	broken := errors.New("broken")
+	src := &scripted{{3, nil}, {2, nil}, {0, nil}, {4, io.EOF}, {0, io.EOF}, {1, nil}, {2, broken}}
+	r := newReadAhead(src)
+	for i, want := range []struct {
+		pass commit.Pass
+		room int
+		fetched
+	}{
+		{0, 2, fetched{2, nil}}, {0, 2, fetched{1, nil}}, {0, 9, fetched{2, nil}}, {0, 9, fetched{0, nil}},
+		{0, 3, fetched{3, nil}}, {0, 3, fetched{1, io.EOF}}, {0, 3, fetched{0, io.EOF}},
+		{1, 3, fetched{0, io.EOF}},
+		{2, 3, fetched{1, nil}}, {2, 3, fetched{2, nil}}, {2, 3, fetched{0, broken}},
+	} {
+		n, err := r.Next(want.pass, make([]commit.Entry, want.room))
+		if n != want.n || err != want.err {
+			t.Errorf("step %d: %d, %v, want %d, %v", i, n, err, want.n, want.err)
+		}
+	}
+	// Whoever leaves early waits for what is being read.
+	left := &scripted{{1, nil}, {1, nil}}
+	r = newReadAhead(left)
+	if n, err := r.Next(0, make([]commit.Entry, 1)); n != 1 || err != nil {
+		t.Error(n, err)
+	}
+	r.close()
+	if len(*left) != 0 {
+		t.Error("it did not wait")
+	}
 }
 
 func TestCommitIsExclusive(t *testing.T) {
