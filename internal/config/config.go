@@ -126,6 +126,14 @@ type Filter struct {
 	Local     bool               // whether flows of this host itself are replicated
 	Labels    bool               // whether connection labels are replicated
 	MarkMask  uint32             // bits of the mark that are replicated
+
+	Expectations Expectations // whose expectations are replicated and committed
+}
+
+// Expectations selects expectations by their helper.
+type Expectations struct {
+	All     bool
+	Helpers []string // these, if not All; a helper on another port belongs to its name
 }
 
 // List is one criterion of a filter. At most one of the two is set; none means
@@ -160,7 +168,8 @@ type Link struct {
 }
 
 // Default returns the configuration of an empty file. It lacks what has no
-// default, a link above all, and so does not pass Validate.
+// default, a link above all, and so does not pass Validate. Of expectations it has the
+// default of the syncd dialect; conntrackd's is none.
 func Default() *Config {
 	return &Config{
 		Node: Node{Socket: "/run/syncd/syncd.sock", LogLevel: LogInfo, StateDir: "/var/lib/syncd"},
@@ -181,7 +190,7 @@ func Default() *Config {
 
 		Purge:  Purge{After: time.Minute},
 		Ready:  Ready{Timeout: time.Minute},
-		Filter: Filter{MarkMask: 0xffffffff},
+		Filter: Filter{MarkMask: 0xffffffff, Expectations: Expectations{All: true}},
 	}
 }
 

@@ -100,6 +100,7 @@ var configKeys = []key[Config]{
 	reloadable(setting("filter.tcp_states", func(c *Config) *List[uint8] { return &c.Filter.TCPStates }, list(tcpState))),
 	reloadable(setting("filter.local", func(c *Config) *bool { return &c.Filter.Local }, boolean)),
 	reloadable(setting("filter.labels", func(c *Config) *bool { return &c.Filter.Labels }, boolean)),
+	reloadable(setting("filter.expectations", func(c *Config) *Expectations { return &c.Filter.Expectations }, expectations, helpers)),
 	reloadable(setting("filter.mark_mask", func(c *Config) *uint32 { return &c.Filter.MarkMask }, unsigned[uint32](0))),
 }
 

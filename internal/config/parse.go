@@ -41,6 +41,9 @@ func Parse(name string, r io.Reader) (*Config, error) {
 	k := &checker{doc: doc, given: make(map[string]any), bad: make(map[string]bool), names: keyNames()}
 	c := Default()
 	k.decode(c)
+	if c.Sync.Wire == WireConntrackd && !k.has("filter.expectations") {
+		c.Filter.Expectations = Expectations{} // as conntrackd's, with which it must agree
+	}
 	k.check(c)
 	if err := k.err(); err != nil {
 		return nil, err

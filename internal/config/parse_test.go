@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,7 @@ var equal = cmp.Options{
 func TestMinimalTakesDefaults(t *testing.T) {
 	want := Default()
 	want.Sync.Wire, want.Sync.Insecure = WireConntrackd, true
+	want.Filter.Expectations = Expectations{} // in this dialect
 	l := DefaultLink()
 	l.Type, l.Interface = LinkUDP, "eth2"
 	l.Local = netip.MustParseAddr("192.0.2.1")
@@ -92,6 +94,7 @@ addresses.accept = ["192.0.2.0/24", "2001:db8::1"]
 tcp_states = { accept = ["established", "SYN_SENT2"] }
 local = true
 labels = true
+expectations = ["ftp", "sip-5070"]
 mark_mask = 0xff00
 [[link]]
 type = "multicast"
@@ -123,6 +126,8 @@ peers = ["198.51.100.2"]
 			Local:     true,
 			Labels:    true,
 			MarkMask:  0xff00,
+
+			Expectations: Expectations{Helpers: []string{"ftp", "sip-5070"}},
 		},
 		Links: []Link{
 			{LinkMulticast, "bond0.100", netip.MustParseAddr("2001:db8::1"), nil, netip.MustParseAddr("ff15::7"), 1, 64 << 10, 1 << 30, 255},
@@ -213,5 +218,25 @@ func TestLoad(t *testing.T) {
 func TestFileTooLarge(t *testing.T) {
 	if _, err := Parse("t", strings.NewReader(minimal+strings.Repeat("#", maxFile))); err == nil {
 		t.Error("accepted")
+	}
+}
+
+// TestExpectationsDefault: it follows the dialect, and what is said counts in both.
+func TestExpectationsDefault(t *testing.T) {
+	syncd := strings.Replace(minimal, `wire = "conntrackd"`, `wire = "syncd"`, 1)
+	if syncd == minimal {
+		t.Fatal("the minimal configuration speaks another dialect")
+	}
+	all, none := Expectations{All: true}, Expectations{}
+	for _, c := range []struct {
+		text string
+		want Expectations
+	}{
+		{minimal, none}, {syncd, all},
+		{minimal + "[filter]\nexpectations = true\n", all}, {syncd + "[filter]\nexpectations = false\n", none},
+	} {
+		if got := mustParse(t, c.text).Filter.Expectations; !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%+v, want %+v of\n%s", got, c.want, c.text)
+		}
 	}
 }

@@ -206,5 +206,6 @@ var _ = func(f Filter) *filter.Filter {
 		Protocols: filter.List[uint8](f.Protocols),
 		Addresses: filter.List[netip.Prefix](f.Addresses),
 		TCPStates: filter.List[uint8](f.TCPStates),
+		Expects:   filter.Expects(f.Expectations),
 	})
 }

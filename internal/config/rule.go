@@ -174,3 +174,18 @@ func network(p netip.Prefix, report fault) {
 }
 
 const networkForms = "an address, or a network as 192.0.2.0/24 or 2001:db8::/32"
+
+// helpers checks names of helpers, which the kernel keeps in 16 octets.
+func helpers(x Expectations, report fault) {
+	eachIn("", x.Helpers, func(name string, report fault) {
+		for _, c := range name {
+			if c != '-' && c != '_' && c != '.' && !(c < unicode.MaxASCII && (unicode.IsLetter(c) || unicode.IsDigit(c))) {
+				report("", name, "is not the name of a helper", "letters, digits and -_.")
+				return
+			}
+		}
+		if n := len(name); n == 0 || n > 15 {
+			report("", name, "is not the name of a helper", "1 to 15 characters")
+		}
+	}, report)
+}

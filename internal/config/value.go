@@ -189,6 +189,25 @@ func named(v value, names map[string]uint8, fold func(string) string, noun, othe
 	return n, ok
 }
 
+// expectationForms is what filter.expectations can be.
+const expectationForms = `true, false, or names of helpers as ["ftp", "sip"]`
+
+// expectations takes a boolean or an array of helpers.
+func expectations(v value) (x Expectations, ok bool) {
+	switch raw := v.raw.(type) {
+	case bool:
+		return Expectations{All: raw}, true
+	case []any:
+		if x.Helpers, ok = array(text)(v); ok && len(x.Helpers) == 0 {
+			v.reject("is empty", expectationForms)
+			ok = false
+		}
+		return x, ok
+	}
+	v.reject("is "+typeName(v.raw), expectationForms)
+	return x, false
+}
+
 // array takes every item with the same decoder, and is good when all are. An
 // empty array is the same as none.
 func array[T any](item func(value) (T, bool)) func(value) ([]T, bool) {

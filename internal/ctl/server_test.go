@@ -21,6 +21,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"syncd/internal/flow"
 )
 
 // start serves node on a socket of its own until the test ends. change may be
@@ -297,6 +299,29 @@ func TestDumpEntryJSON(t *testing.T) {
 		if diff := cmp.Diff(w, g); diff != "" {
 			t.Error(diff)
 		}
+	}
+}
+
+// TestDumpExpectJSON: an expectation comes back from its line as it was, and as no flow.
+func TestDumpExpectJSON(t *testing.T) {
+	x := flow.Expect{Timeout: 300, Has: flow.ExpectHasTimeout | flow.ExpectHasHelper}
+	x.Tuple = flow.Tuple{Family: flow.IPv4, Proto: flow.TCP, Src: [16]byte{192, 0, 2, 1}, Dst: [16]byte{198, 51, 100, 1}, DstPort: 2001}
+	x.Master = x.Tuple
+	x.Helper, _ = flow.MakeName("ftp")
+	want := DumpEntry{Expect: &x, AgeS: 1.5, Owner: "fw2", Dead: true}
+	var got DumpEntry
+	line := want.appendJSON(nil)
+	if err := json.Unmarshal(line, &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if bytes.Contains(line, []byte(`"flow"`)) {
+		t.Errorf("%s", line)
+	}
+	if text := string(want.AppendText(nil)); !strings.HasPrefix(text, "300 proto=6 src=192.0.2.1") || !strings.HasSuffix(text, "helper=ftp [active since 1s] [owner fw2] [DEAD]") {
+		t.Error(text)
 	}
 }
 

@@ -114,6 +114,9 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 				n = s.adopt(s.owners[0], p, dst)
 			} else {
 				s.pos = x.Walk(s.pos, walkSlots, func(h flow.Handle) bool {
+					if x.IsExpect(h) {
+						return true // after all flows, see nextExpects
+					}
 					class := commit.Classify(x.Has(h), x.Status(h), x.TCPState(h))
 					if class == p || class < p && !x.Updated(h).Before(s.since) {
 						e := &dst[n]

@@ -169,6 +169,9 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 		Fetch: func(_ context.Context, keys []flow.Tuple, fn func(*flow.Flow)) error {
 			return d.fetches.Fetch(keys, func(_ int, f *flow.Flow) { fn(f) })
 		},
+		DumpExpects: func(ctx context.Context, fn func(*flow.Expect) error) error {
+			return ctnetlink.DumpExpects(ctx, 0, fn)
+		},
 		Sender:        (*sender)(d),
 		Links:         readers,
 		NewMode:       func(e *engine.Engine) engine.Mode { return d.newMode(cfg, e) },

@@ -32,6 +32,7 @@ func compileFilter(cfg *config.Config, addrs []netip.Prefix) *filter.Filter {
 		Protocols: filter.List[uint8](cfg.Filter.Protocols),
 		Addresses: filter.List[netip.Prefix](cfg.Filter.Addresses),
 		TCPStates: filter.List[uint8](cfg.Filter.TCPStates),
+		Expects:   filter.Expects(cfg.Filter.Expectations),
 	})
 	if cfg.Filter.Local {
 		return f

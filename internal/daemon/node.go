@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"go.uber.org/zap"
@@ -112,14 +113,26 @@ func (d *Daemon) Dump(ctx context.Context, which string, fn func(*ctl.DumpEntry)
 // dump calls fn for every entry of one cache. of is called on the loop.
 func (d *Daemon) dump(ctx context.Context, entries []ctl.DumpEntry, of func() (*cache.Cache, string), fn func(*ctl.DumpEntry) error) error {
 	var pos flow.Handle
+	var expects []flow.Expect // room for those of entries; few have any
 	for {
 		n := 0
+		expects = expects[:0]
 		err := d.engine.Do(ctx, func() {
 			c, owner := of()
 			now := d.engine.Now()
 			pos = c.Walk(pos, walkSlots, func(h flow.Handle) bool {
 				e := &entries[n]
-				c.Load(h, &e.Flow)
+				if e.Expect = nil; !c.IsExpect(h) {
+					c.Load(h, &e.Flow)
+				} else {
+					e.Flow = flow.Flow{}
+					if expects == nil {
+						expects = make([]flow.Expect, 0, len(entries))
+					}
+					expects = expects[:len(expects)+1]
+					e.Expect = &expects[len(expects)-1]
+					c.LoadExpect(h, e.Expect)
+				}
 				e.Dead = c.Dead(h)
 				e.AgeS = now.Sub(c.Created(h)).Seconds()
 				e.Owner = owner
@@ -177,6 +190,9 @@ func (d *Daemon) Reload(ctx context.Context) (*ctl.Done, error) {
 	setLevel(d.opts.Level, &next)
 	if err := d.engine.Do(ctx, func() {
 		d.engine.SetFilter(f)
+		if slices.Contains(reloadable, "filter.expectations") {
+			d.engine.RequestKernelSync() // find those that were not wanted before
+		}
 		d.engine.SetReplicated(next.Filter.Labels, next.Filter.MarkMask)
 		d.mode.setDeadAfter(next.Sync.PeerDeadAfter)
 	}); err != nil {

@@ -45,12 +45,18 @@ func (d *Daemon) saveSnapshot() error {
 				return err
 			}
 			var fl flow.Flow
+			var x flow.Expect
 			var err error
 			c := r.Cache(o)
 			c.Walk(0, 0, func(h flow.Handle) bool {
-				c.Load(h, &fl)
 				n++
-				err = w.Flow(&fl, now.Sub(c.Updated(h)))
+				if c.IsExpect(h) {
+					c.LoadExpect(h, &x)
+					err = w.Expect(&x, now.Sub(c.Updated(h)))
+				} else {
+					c.Load(h, &fl)
+					err = w.Flow(&fl, now.Sub(c.Updated(h)))
+				}
 				return err == nil
 			})
 			if err != nil {
@@ -83,7 +89,7 @@ func (d *Daemon) loadSnapshot() error {
 	}
 	defer f.Close()
 	defer os.Remove(path)
-	written, err := snapshot.Read(f, func(string) error { return nil }, func(*flow.Flow, time.Duration) error { return nil })
+	written, err := snapshot.Read(f, func(string) error { return nil }, func(*snapshot.Entry) error { return nil })
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -103,15 +109,16 @@ func (d *Daemon) loadSnapshot() error {
 			owner = d.mode.addOwner(name)
 		}
 		return nil
-	}, func(fl *flow.Flow, age time.Duration) error {
+	}, func(e *snapshot.Entry) error {
 		if owner == 0 {
 			return nil
 		}
-		if err := d.engine.Replica().Restore(owner, fl, now.Add(-age-down)); err != nil {
-			return err
-		}
 		n++
-		return nil
+		r, then := d.engine.Replica(), now.Add(-e.Age-down)
+		if e.IsExpect {
+			return r.RestoreExpect(owner, &e.Expect, then)
+		}
+		return r.Restore(owner, &e.Flow, then)
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)

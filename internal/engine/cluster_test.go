@@ -202,8 +202,16 @@ func (m *member) stop(keep bool) {
 		x := m.replica.Cache(o)
 		x.Walk(0, 0, func(h flow.Handle) bool {
 			var f flow.Flow
-			x.Load(h, &f)
-			if err := w.Flow(&f, m.now.Sub(x.Updated(h))); err != nil {
+			var exp flow.Expect
+			var err error
+			if age := m.now.Sub(x.Updated(h)); x.IsExpect(h) {
+				x.LoadExpect(h, &exp)
+				err = w.Expect(&exp, age)
+			} else {
+				x.Load(h, &f)
+				err = w.Flow(&f, age)
+			}
+			if err != nil {
 				m.t.Fatal(err)
 			}
 			return true

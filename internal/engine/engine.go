@@ -103,7 +103,8 @@ type Config struct {
 	Log           *zap.Logger // nil for none
 	Events        EventSource
 	Dump          DumpFunc
-	Fetch         FetchFunc // nil: sequence adjustments are known from dumps alone
+	DumpExpects   ExpectDumpFunc // nil: there are no expectations
+	Fetch         FetchFunc      // nil: sequence adjustments are known from dumps alone
 	Sender        Sender
 	Links         []LinkReader
 	NewMode       func(*Engine) Mode // the mode sends the flows of the engine, its Store
@@ -134,10 +135,12 @@ type Engine struct {
 	filter   *filter.Filter
 	origins  map[uint32]Origin
 	now      monotime.Time
-	scratch  flow.Flow // for AppendFlow
+	scratch  flow.Flow   // for AppendFlow
+	scratchX flow.Expect // the same
 
 	kernel  kernelSync
 	fetch   fetches
+	expects expectSync
 	peer    peerSync
 	park    *parking    // nil without Config.Parker
 	full    bool        // an event was refused for want of room in the internal cache
@@ -166,6 +169,9 @@ type Stats struct {
 	EventsRefused                          uint64 // no room in the internal cache
 	Evicted                                uint64 // deletions given up undelivered, for want of room
 	EventsOwn                              uint64 // made by our commit or purge
+	ExpectsNew, ExpectsDestroy             uint64 // events about expectations
+	ExpectsFiltered                        uint64 // of helpers that are not selected, or of masters that are not replicated
+	ExpectsUnfit                           uint64 // of which the zone cannot be known or told
 	Dumped                                 uint64 // flows told by dumps
 	Overruns                               uint64
 	Resyncs                                uint64 // dumps of the kernel's table completed
@@ -184,7 +190,7 @@ type Stats struct {
 	ExternalOld                uint64 // messages that something newer had overtaken
 	ExternalRefused            uint64 // no room in the external cache
 	ExternalSwept              uint64 // entries that a bulk update of the peer did not confirm
-	Expectations               uint64 // messages about expectations, not handled
+	Expectations               uint64 // of all these, messages about expectations
 
 	Parks       [flow.ParkRelease + 1]uint64 // what the parker did, by flow.ParkOp
 	ParkResults [flow.ParkResults]uint64     // those that came to something else than was asked for, by flow.ParkResult
@@ -509,7 +515,7 @@ func (e *Engine) send() bool {
 }
 
 // room is what a mode may write beyond its limit before it takes it back.
-const room = max(wire.MaxFlowLen, wire.MaxSyncLen)
+const room = max(wire.MaxFlowLen, wire.MaxExpectLen, wire.MaxSyncLen)
 
 // maxDatagram bounds datagrams on links with a very large MTU (octets).
 const maxDatagram = 16384
@@ -527,8 +533,6 @@ func (e *Engine) dialect() wire.Dialect {
 
 // AppendFlow implements ftfw.Store.
 func (e *Engine) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, replace bool, now monotime.Time) []byte {
-	fl := &e.scratch
-	e.internal.Load(h, fl)
 	t := wire.CTNew
 	switch {
 	case e.internal.Dead(h):
@@ -536,6 +540,16 @@ func (e *Engine) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq,
 	case !replace && e.internal.Flags(h)&flagUpdated != 0:
 		t = wire.CTUpd
 	}
+	if e.internal.IsExpect(h) {
+		x := &e.scratchX
+		e.internal.LoadExpect(h, x)
+		if x.Has&flow.ExpectHasTimeout != 0 {
+			x.Timeout = flow.Remaining(x.Timeout, now.Sub(e.internal.Updated(h)))
+		}
+		return wire.AppendExpect(b, e.dialect(), t+wire.ExpNew, f, seq, x)
+	}
+	fl := &e.scratch
+	e.internal.Load(h, fl)
 	if fl.Has&flow.HasTimeout != 0 {
 		fl.Timeout = flow.Remaining(fl.Timeout, now.Sub(e.internal.Updated(h)))
 	}

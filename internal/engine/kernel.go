@@ -101,17 +101,24 @@ func (e *Engine) startDump(ctx context.Context) {
 	e.full = false
 	ctx, k.cancel = context.WithCancel(ctx)
 	k.served, k.waiters = k.waiters, nil
-	dump, free, full, ended := e.cfg.Dump, k.free, k.batches, k.ended
+	dump, expects, free, full, ended := e.cfg.Dump, e.cfg.DumpExpects, k.free, k.batches, k.ended
 	go func() {
 		var b *flow.Batch
+		take := func() error {
+			if b != nil {
+				return nil
+			}
+			select {
+			case b = <-free:
+				b.N, b.NExpect = 0, 0
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		err := dump(ctx, func(ev *flow.Event) error {
-			if b == nil {
-				select {
-				case b = <-free:
-					b.N = 0
-				case <-ctx.Done():
-					return ctx.Err()
-				}
+			if err := take(); err != nil {
+				return err
 			}
 			b.Events[b.N] = *ev
 			if b.N++; b.N == len(b.Events) {
@@ -120,6 +127,21 @@ func (e *Engine) startDump(ctx context.Context) {
 			}
 			return nil
 		})
+		if err == nil && expects != nil { // after all masters
+			err = expects(ctx, func(x *flow.Expect) error {
+				if err := take(); err != nil {
+					return err
+				}
+				b.Expects[b.NExpect] = *x
+				b.NExpect++
+				b.Events[b.N] = flow.Event{Kind: flow.EventDump, Expect: uint8(b.NExpect)}
+				if b.N++; b.N == len(b.Events) || b.NExpect == len(b.Expects) {
+					full <- b
+					b = nil
+				}
+				return nil
+			})
+		}
 		if b != nil {
 			full <- b
 		}
@@ -139,10 +161,12 @@ func (k *kernelSync) stop() {
 // takeEvents applies a batch of kernel events to the internal cache.
 func (e *Engine) takeEvents(b *flow.Batch) {
 	for i := range b.N {
-		if b.Events[i].Expect != 0 {
-			continue // about an expectation: these are not kept
+		ev := &b.Events[i]
+		if ev.Expect != 0 {
+			e.expectEvent(ev, &b.Expects[ev.Expect-1])
+			continue
 		}
-		e.event(&b.Events[i])
+		e.event(ev)
 	}
 	if b.Overrun {
 		e.Stats.Overruns++
@@ -160,18 +184,10 @@ func (e *Engine) takeEvents(b *flow.Batch) {
 // event applies one kernel event.
 func (e *Engine) event(ev *flow.Event) {
 	f := &ev.Flow
-	origin := OriginOther
-	if ev.PortID != 0 {
-		if origin = e.origins[ev.PortID]; origin != OriginOther {
-			e.Stats.EventsOwn++
-			if origin == OriginPark {
-				e.parkEvent(ev)
-				return
-			}
-			if e.cfg.Mirror {
-				origin = OriginOther
-			}
-		}
+	origin := e.origin(ev.PortID)
+	if origin == OriginPark {
+		e.parkEvent(ev)
+		return
 	}
 	h := e.internal.Lookup(&f.Orig)
 	if e.park != nil && h != 0 && ev.PortID == 0 {
@@ -238,6 +254,22 @@ func (e *Engine) event(ev *flow.Event) {
 	}
 }
 
+// origin says who made the change of an event by this netlink port, as far as it
+// matters.
+func (e *Engine) origin(port uint32) Origin {
+	if port == 0 {
+		return OriginOther
+	}
+	o := e.origins[port]
+	if o != OriginOther {
+		e.Stats.EventsOwn++
+		if e.cfg.Mirror && o != OriginPark {
+			return OriginOther
+		}
+	}
+	return o
+}
+
 // toldAll stands in kernelSync.told for the whole flow: it began after the dump, and
 // what the dump says may be of an earlier one with the same tuple and even the same
 // id.
@@ -277,11 +309,7 @@ func (e *Engine) touch(h flow.Handle, told flow.Attrs) {
 // destroy applies the end of a flow, whose entry is h if there is one.
 func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 	if e.kernel.running {
-		if len(e.kernel.graves) < maxGraves {
-			e.kernel.graves[f.Orig] = struct{}{}
-		} else {
-			e.kernel.wanted = true
-		}
+		e.bury(f.Orig)
 	}
 	if e.park != nil && origin != OriginPark && (h == 0 || e.internal.Dead(h) || e.same(h, f)) {
 		e.parkEnded(f, h != 0 && !e.internal.Dead(h))
@@ -298,6 +326,7 @@ func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 	case !e.same(h, f):
 		e.Stats.EventsStale++ // of an earlier flow with this tuple
 	case origin == OriginPurge:
+		e.notePurged(h)
 		e.mode.Forget(h)
 		e.internal.Remove(h)
 	default:
@@ -312,6 +341,15 @@ func (e *Engine) same(h flow.Handle, f *flow.Flow) bool {
 	return e.internal.ID(h) == f.ID || e.internal.Has(h)&flow.HasID == 0
 }
 
+// bury remembers while a dump runs that what has this key has ended.
+func (e *Engine) bury(key flow.Tuple) {
+	if len(e.kernel.graves) < maxGraves {
+		e.kernel.graves[key] = struct{}{}
+	} else {
+		e.kernel.wanted = true
+	}
+}
+
 // fit brings a flow of the kernel into the form in which it is cached, and
 // reports whether it is to be replicated at all.
 func (e *Engine) fit(f *flow.Flow) bool {
@@ -322,6 +360,9 @@ func (e *Engine) fit(f *flow.Flow) bool {
 	if !e.filter.Match(f) {
 		e.Stats.EventsFiltered++
 		return false
+	}
+	if f.Has&flow.HasHelper != 0 {
+		e.noteHelper(f.Orig.Zone)
 	}
 	if f.Synproxy == (flow.Synproxy{}) {
 		f.Has &^= flow.HasSynproxy // every entry made through ctnetlink has an empty one
@@ -350,6 +391,12 @@ func (e *Engine) insert(f *flow.Flow) flow.Handle {
 	if err != nil && e.evict() {
 		h, err = e.internal.Insert(f, e.now)
 	}
+	return e.inserted(h, err)
+}
+
+// inserted does what is due after an entry was added, or not for want of room. It
+// returns h, or 0.
+func (e *Engine) inserted(h flow.Handle, err error) flow.Handle {
 	if err != nil {
 		e.Stats.EventsRefused++
 		if !e.full {
@@ -402,6 +449,10 @@ func hasRoom(c *cache.Cache) bool {
 func (e *Engine) takeDump(b *flow.Batch) {
 	e.Stats.Dumped += uint64(b.N)
 	for i := range b.N {
+		if k := b.Events[i].Expect; k != 0 {
+			e.expectDumped(&b.Expects[k-1])
+			continue
+		}
 		e.dumped(&b.Events[i].Flow)
 	}
 }

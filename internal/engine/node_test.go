@@ -62,8 +62,8 @@ type node struct {
 func newNode(t testing.TB, name string, addr netip.Addr, n *simnet.Network, k *simnet.Kernel, options ...func(*Config)) *node {
 	d := &node{t: t, name: name, addr: addr, net: n, kernel: k}
 	d.cfg = Config{
-		Log: zap.NewNop(), Events: k, Dump: k.Dump,
-		Filter: filter.Compile(filter.Rules{}), InternalLimit: 1 << 16, ExternalLimit: 1 << 16,
+		Log: zap.NewNop(), Events: k, Dump: k.Dump, DumpExpects: k.DumpExpects,
+		Filter: filter.Compile(filter.Rules{Expects: filter.Expects{All: true}}), InternalLimit: 1 << 16, ExternalLimit: 1 << 16,
 		Labels: true, MarkMask: 0xffffffff,
 		NewMode: func(e *Engine) Mode {
 			d.ftfw = ftfw.New(ftfw.Config{FirstSeq: 1000, Resync: true}, e)
@@ -193,7 +193,7 @@ func (d *node) cacheTable(of func() *cache.Cache) table {
 	d.do(func() {
 		c := of()
 		c.Walk(0, 0, func(h flow.Handle) bool {
-			if !c.Dead(h) {
+			if !c.Dead(h) && !c.IsExpect(h) {
 				var f flow.Flow
 				c.Load(h, &f)
 				t[f.Orig] = canonical(f)

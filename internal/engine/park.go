@@ -507,7 +507,7 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 	p, o, f := e.park, e.replica.of(owner), &e.scratch
 	return o.cache.Walk(from, slots, func(h flow.Handle) bool {
 		flags := o.cache.Flags(h)
-		if flags&extEnded != 0 {
+		if flags&extEnded != 0 || o.cache.IsExpect(h) {
 			return true
 		}
 		key := o.cache.Key(h)
@@ -553,8 +553,8 @@ func (e *Engine) SetPassive(passive bool) {
 func (e *Engine) yieldSome() bool {
 	p := e.park
 	p.yieldPos = e.internal.Walk(p.yieldPos, sweepSlots, func(h flow.Handle) bool {
-		if e.internal.Dead(h) {
-			return true
+		if e.internal.Dead(h) || e.internal.IsExpect(h) {
+			return true // an expectation ends with its master
 		}
 		e.internal.SetFlags(h, flagYields, 0)
 		key := e.internal.Key(h)
@@ -734,6 +734,9 @@ func (e *Engine) walkParked() bool {
 	}
 	o := e.replica.list[w.owner]
 	w.pos = o.cache.Walk(w.pos, sweepSlots, func(h flow.Handle) bool {
+		if o.cache.IsExpect(h) {
+			return true
+		}
 		flags := o.cache.Flags(h)
 		there := flags&extParked != 0 && !w.dumped || flags&extSeen != 0
 		o.cache.SetFlags(h, 0, extSeen)

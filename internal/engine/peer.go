@@ -89,10 +89,6 @@ func (e *Engine) PeerAddrs() map[int]netip.Addr { return e.peer.addr }
 
 // deliver applies a data message to the external cache of its owner.
 func (e *Engine) deliver(d wire.Delivery, m *wire.Message) {
-	if m.Type > wire.CTDel {
-		e.Stats.Expectations++
-		return
-	}
 	full := e.replica.refusing()
 	switch e.replica.apply(d, m, e.now) {
 	case refused:
@@ -110,7 +106,12 @@ func (e *Engine) deliver(d wire.Delivery, m *wire.Message) {
 	case appliedDoubtful:
 		e.mode.Confirmed(e.now)
 	}
-	switch m.Type {
+	t := m.Type
+	if m.IsExpect() {
+		e.Stats.Expectations++
+		t -= wire.ExpNew
+	}
+	switch t {
 	case wire.CTNew:
 		e.Stats.ExternalNew++
 	case wire.CTUpd:

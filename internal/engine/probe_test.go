@@ -159,7 +159,12 @@ func (p *probe) attach(e *Engine, cfg stream.Config, snap []byte) Mode {
 	_, err := snapshot.Read(bytes.NewReader(snap), func(name string) error {
 		owner = p.AddOwner(name)
 		return nil
-	}, func(f *flow.Flow, age time.Duration) error { return e.Replica().Restore(owner, f, now.Add(-age)) })
+	}, func(s *snapshot.Entry) error {
+		if s.IsExpect {
+			return e.Replica().RestoreExpect(owner, &s.Expect, now.Add(-s.Age))
+		}
+		return e.Replica().Restore(owner, &s.Flow, now.Add(-s.Age))
+	})
 	if err != nil {
 		p.c.failf("%s: %v", p.self, err)
 	}

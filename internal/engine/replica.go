@@ -60,8 +60,8 @@ type Found struct {
 
 // Difference is an entry that differed.
 type Difference struct {
-	What string // missing, different, stale, corrupted
-	Flow flow.Tuple
+	What string     // missing, different, stale, corrupted
+	Flow flow.Tuple // its key
 }
 
 const maxSamples = 64
@@ -89,16 +89,25 @@ func (r *Replica) Found(owner uint8) Found {
 func (r *Replica) Audit(owner uint8, seed uint64, from flow.Handle) flow.Handle {
 	o := r.of(owner)
 	var f flow.Flow
-	var buf [wire.MaxFlowLen]byte
+	var x flow.Expect
+	var buf [max(wire.MaxFlowLen, wire.MaxExpectLen)]byte
 	return o.cache.Walk(from, sweepSlots/4, func(h flow.Handle) bool {
 		m := o.at(h)
 		if m.hash == 0 {
 			return true // from a snapshot: in doubt anyhow
 		}
-		o.cache.Load(h, &f)
-		if hash := wire.FlowHash(seed, wire.AppendFlow(buf[:0], wire.Syncd, wire.CTNew, 0, 0, &f)); hash != m.hash {
-			o.account(&f.Orig, m, hash)
-			o.found.note(&o.found.Corrupted, "corrupted", &f.Orig)
+		var msg []byte
+		if o.cache.IsExpect(h) {
+			o.cache.LoadExpect(h, &x)
+			msg = wire.AppendExpect(buf[:0], wire.Syncd, wire.ExpNew, 0, 0, &x)
+		} else {
+			o.cache.Load(h, &f)
+			msg = wire.AppendFlow(buf[:0], wire.Syncd, wire.CTNew, 0, 0, &f)
+		}
+		if hash := wire.FlowHash(seed, msg); hash != m.hash {
+			key := o.cache.Key(h)
+			o.account(&key, m, hash)
+			o.found.note(&o.found.Corrupted, "corrupted", &key)
 		}
 		return true
 	})
@@ -112,6 +121,20 @@ func (r *Replica) Restore(owner uint8, f *flow.Flow, now monotime.Time) error {
 		return nil
 	}
 	h, err := o.cache.Insert(f, now)
+	return o.restored(h, err)
+}
+
+// RestoreExpect is Restore for an expectation.
+func (r *Replica) RestoreExpect(owner uint8, x *flow.Expect, now monotime.Time) error {
+	o := r.of(owner)
+	if o.cache.LookupExpect(x) != 0 {
+		return nil
+	}
+	h, err := o.cache.InsertExpect(x, now)
+	return o.restored(h, err)
+}
+
+func (o *owned) restored(h flow.Handle, err error) error {
 	if err != nil {
 		return err
 	}
@@ -171,7 +194,7 @@ func (r *Replica) Owners() (owners []uint8) {
 	return owners
 }
 
-// holds reports whether some owner has the flow with key t.
+// holds reports whether some owner has the entry with key t.
 func (r *Replica) holds(t *flow.Tuple) bool {
 	for _, o := range r.owners {
 		if o != nil && o.cache.Lookup(t) != 0 {
@@ -308,10 +331,14 @@ func (o *owned) account(t *flow.Tuple, m *meta, hash uint64) {
 	}
 }
 
-// apply applies a data message about a flow.
+// apply applies a data message.
 func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) outcome {
 	o := r.of(d.Owner)
-	key := &msg.Flow.Orig
+	key, typ, expect := &msg.Flow.Orig, msg.Type, msg.IsExpect()
+	if expect {
+		k := msg.Expect.Key()
+		key, typ = &k, typ-wire.ExpNew
+	}
 	h := o.cache.Lookup(key)
 	if d.Late {
 		// The number of an entry in doubt may be of an earlier session.
@@ -322,7 +349,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 			return ignored
 		}
 	}
-	if msg.Type == wire.CTDel {
+	if typ == wire.CTDel {
 		if d.Remember {
 			// Beyond the limit a digest finds what comes back.
 			if _, died := o.graves[*key]; died || len(o.graves) < r.limit {
@@ -346,13 +373,22 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 	switch {
 	case fresh:
 		var err error
-		if h, err = o.cache.Insert(&msg.Flow, now); err != nil {
+		if expect {
+			h, err = o.cache.InsertExpect(&msg.Expect, now)
+		} else {
+			h, err = o.cache.Insert(&msg.Flow, now)
+		}
+		if err != nil {
 			o.full = true
 			return refused
 		}
 		*o.at(h) = meta{}
 		o.cache.SetMark(h, 0)
-	case d.Merge && msg.Type == wire.CTUpd:
+	case expect && d.Merge && typ == wire.CTUpd:
+		o.cache.MergeExpect(h, &msg.Expect, now)
+	case expect:
+		o.cache.ReplaceExpect(h, &msg.Expect, now)
+	case d.Merge && typ == wire.CTUpd:
 		// An update too tells all that the peer knows of the flow. What it does not
 		// tell is gone: the entry may be of an earlier process of the peer, or of an
 		// earlier flow.
@@ -361,12 +397,12 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 	default:
 		o.cache.Replace(h, &msg.Flow, now)
 	}
-	if r.park != nil {
+	if r.park != nil && !expect { // expectations are put into the kernel at a takeover
 		r.park.said(o, h, flags, fresh)
 	}
 	m := o.at(h)
 	m.seq = msg.Seq
-	if msg.Flags&wire.FlagRepeat != 0 && msg.Type <= wire.CTUpd {
+	if msg.Flags&wire.FlagRepeat != 0 {
 		switch {
 		case fresh:
 			o.found.note(&o.found.Missing, "missing", key)

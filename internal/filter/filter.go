@@ -11,6 +11,13 @@ type Rules struct {
 	Protocols List[uint8]        // IP protocol numbers
 	Addresses List[netip.Prefix] // original source or reply source
 	TCPStates List[uint8]        // flow.TCP* states
+	Expects   Expects            // those of flows that pass
+}
+
+// Expects says whose expectations are replicated. The zero value means nobody's.
+type Expects struct {
+	All     bool     // of every helper
+	Helpers []string // of these, whatever their port: "ftp" is also "ftp-2121"
 }
 
 // List is one criterion. What Accept names passes, or everything if Accept is
@@ -28,6 +35,7 @@ type Filter struct {
 	ignore    networks
 	local     networks // addresses of this host
 	keepLocal bool     // false once the local addresses were given
+	expects   Expects
 }
 
 // Compile makes the filter of some rules. It looks at the network of a prefix
@@ -39,6 +47,7 @@ func Compile(r Rules) *Filter {
 		accept:    makeNetworks(r.Addresses.Accept),
 		ignore:    makeNetworks(r.Addresses.Ignore),
 		keepLocal: true,
+		expects:   r.Expects,
 	}
 }
 

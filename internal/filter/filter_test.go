@@ -85,8 +85,8 @@ func TestMatch(t *testing.T) {
 		{"states and UDP", Rules{TCPStates: List[uint8]{Accept: []uint8{flow.TCPEstablished}}}, v4, true},
 		{"state from a newer kernel", Rules{TCPStates: List[uint8]{Accept: []uint8{flow.TCPEstablished}}}, tcp(255), false},
 
-		{"all criteria hold", Rules{List[uint8]{Accept: []uint8{6}}, List[netip.Prefix]{Accept: prefixes("192.0.2.0/24")}, List[uint8]{Accept: []uint8{3}}}, tcp(3), true},
-		{"one criterion fails", Rules{List[uint8]{Accept: []uint8{6}}, List[netip.Prefix]{Accept: prefixes("192.0.3.0/24")}, List[uint8]{Accept: []uint8{3}}}, tcp(3), false},
+		{"all criteria hold", Rules{Protocols: List[uint8]{Accept: []uint8{6}}, Addresses: List[netip.Prefix]{Accept: prefixes("192.0.2.0/24")}, TCPStates: List[uint8]{Accept: []uint8{3}}}, tcp(3), true},
+		{"one criterion fails", Rules{Protocols: List[uint8]{Accept: []uint8{6}}, Addresses: List[netip.Prefix]{Accept: prefixes("192.0.3.0/24")}, TCPStates: List[uint8]{Accept: []uint8{3}}}, tcp(3), false},
 	} {
 		if got := Compile(tt.rules).Match(tt.flow); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
@@ -325,5 +325,30 @@ func BenchmarkMatchNoRules(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		filter.Match(f)
+	}
+}
+
+// TestMatchExpect: helpers by name, whatever their port and case.
+func TestMatchExpect(t *testing.T) {
+	some := Compile(Rules{Expects: Expects{Helpers: []string{"ftp", "SIP"}}})
+	all := Compile(Rules{Expects: Expects{All: true}})
+	none := Compile(Rules{})
+	for name, want := range map[string]bool{
+		"ftp": true, "ftp-2121": true, "FTP": true, "sip": true, "sip-5070": true,
+		"tftp": false, "ftps": false, "ft": false, "": false, "fifteen-letters": false,
+	} {
+		var x flow.Expect
+		if x.Helper, _ = flow.MakeName(name); name != "" {
+			x.Has |= flow.ExpectHasHelper
+		}
+		if got := some.MatchExpect(&x); got != want {
+			t.Errorf("%q: %v, want %v", name, got, want)
+		}
+		if !all.MatchExpect(&x) || none.MatchExpect(&x) {
+			t.Errorf("%q: all %v, none %v", name, all.MatchExpect(&x), none.MatchExpect(&x))
+		}
+		if n := testing.AllocsPerRun(10, func() { some.MatchExpect(&x) }); n != 0 {
+			t.Errorf("%q: %v allocations", name, n)
+		}
 	}
 }

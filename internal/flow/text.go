@@ -8,7 +8,7 @@ import (
 
 // addr returns an address of t, of 4 or 16 octets by its family.
 func (t *Tuple) addr(a *[16]byte) netip.Addr {
-	if t.Family == IPv6 {
+	if t.Family&^ExpectKey == IPv6 {
 		return netip.AddrFrom16(*a)
 	}
 	return netip.AddrFrom4([4]byte(a[:4]))
@@ -21,7 +21,12 @@ func (t Tuple) String() string { return string(t.AppendText(make([]byte, 0, 128)
 // it and the zone, if any, after it:
 //
 //	tcp src=198.51.100.2 dst=203.0.113.2 sport=40000 dport=80 zone=7
+//
+// The key of an expectation has "expected" before all that.
 func (t *Tuple) AppendText(b []byte) []byte {
+	if t.IsExpectKey() {
+		b = append(b, "expected "...)
+	}
 	b = append(b, ProtoName(t.Proto)...)
 	if protoNames[t.Proto] == "" {
 		b = appendNumber(b, "-", uint64(t.Proto))

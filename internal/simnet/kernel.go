@@ -32,10 +32,11 @@ type Kernel struct {
 	mute      bool
 	paused    bool
 	resumed   bool // to be told when the socket has been read empty
-	socket    []flow.Event
-	congested bool          // events were dropped, and go on being so until the socket is empty
-	stalled   bool          // the reader sleeps
-	ready     chan struct{} // has a token when the reader may have something to do
+	socket    []queued
+	expects   map[flow.Tuple]*flow.Expect // by key, with their zones
+	congested bool                        // events were dropped, and go on being so until the socket is empty
+	stalled   bool                        // the reader sleeps
+	ready     chan struct{}               // has a token when the reader may have something to do
 	overruns  int
 
 	dumpErrors []error // of the next dumps
@@ -56,6 +57,7 @@ func NewKernel(seed uint64) *Kernel {
 		SocketLimit: socketLimit,
 		rand:        rand.New(rand.NewPCG(seed, 0x6b65726e656c)),
 		ready:       make(chan struct{}, 1),
+		expects:     map[flow.Tuple]*flow.Expect{},
 	}
 	for i := range k.buckets {
 		k.buckets[i] = map[flow.Tuple]*flow.Flow{}
@@ -139,6 +141,7 @@ func (k *Kernel) Destroy(t flow.Tuple, port uint32) bool {
 	k.gone, k.goneID = t, f.ID
 	f.Status |= flow.StatusDying
 	k.emit(flow.EventDestroy, *f, flow.HasReply|flow.HasStatus|flow.HasID, port)
+	k.orphan(t)
 	return true
 }
 
@@ -154,7 +157,16 @@ func (k *Kernel) emit(kind flow.EventKind, f flow.Flow, has flow.Attrs, port uin
 	k.queue(flow.Event{Kind: kind, PortID: port, Flow: keep(f, has)})
 }
 
-func (k *Kernel) queue(ev flow.Event) {
+// queued is an event in the socket, with the expectation that it is about if its
+// Expect is not 0.
+type queued struct {
+	ev flow.Event
+	x  flow.Expect
+}
+
+func (k *Kernel) queue(ev flow.Event) { k.enqueue(queued{ev: ev}) }
+
+func (k *Kernel) enqueue(q queued) {
 	if k.mute || k.paused {
 		return
 	}
@@ -166,7 +178,7 @@ func (k *Kernel) queue(ev flow.Event) {
 		k.wake()
 		return
 	}
-	k.socket = append(k.socket, ev)
+	k.socket = append(k.socket, q)
 	k.wake()
 }
 
@@ -431,7 +443,20 @@ func (k *Kernel) fill(b *flow.Batch) bool {
 	if k.stalled {
 		return false
 	}
-	b.N = copy(b.Events[:], k.socket)
+	b.NExpect = 0
+	for b.N < min(len(b.Events), len(k.socket)) {
+		q := &k.socket[b.N]
+		if q.ev.Expect != 0 {
+			if b.NExpect == len(b.Expects) {
+				break
+			}
+			b.Expects[b.NExpect] = q.x
+			b.NExpect++
+			q.ev.Expect = uint8(b.NExpect)
+		}
+		b.Events[b.N] = q.ev
+		b.N++
+	}
 	k.socket = append(k.socket[:0], k.socket[b.N:]...)
 	if len(k.socket) == 0 && k.congested {
 		b.Overrun, k.congested = true, false

@@ -14,7 +14,7 @@
 //	then for each owner:
 //	       1     length of the name, not 0
 //	       n     name
-//	       then messages CT_NEW of the syncd dialect, each of which begins
+//	       then messages CT_NEW and EXP_NEW of the syncd dialect, each of which begins
 //	       with its length in its own header; the number in the header is the age
 //	       of the entry in seconds. A header of eight zero octets ends the owner.
 //	then   1     zero
@@ -39,6 +39,17 @@ import (
 
 const magic = "SYNCDSN1"
 
+// maxMessage is the length of the longest message, in octets.
+const maxMessage = max(wire.MaxFlowLen, wire.MaxExpectLen)
+
+// Entry is one entry of a snapshot, a flow or an expectation.
+type Entry struct {
+	Flow     flow.Flow
+	Expect   flow.Expect
+	IsExpect bool
+	Age      time.Duration // since its owner last said something about it
+}
+
 // ErrCorrupt is in the error of a Reader whose file is damaged or of another format.
 var ErrCorrupt = errors.New("snapshot is damaged")
 
@@ -53,7 +64,7 @@ type Writer struct {
 
 // NewWriter begins a snapshot that is written at this time.
 func NewWriter(w io.Writer, now time.Time) *Writer {
-	s := &Writer{sum: sha256.New(), buf: make([]byte, 0, wire.MaxFlowLen)}
+	s := &Writer{sum: sha256.New(), buf: make([]byte, 0, maxMessage)}
 	s.w = bufio.NewWriterSize(io.MultiWriter(w, s.sum), 1<<16)
 	s.put([]byte(magic))
 	s.put(binary.BigEndian.AppendUint64(nil, uint64(now.UnixNano())))
@@ -88,10 +99,20 @@ func (s *Writer) end() {
 
 // Flow adds an entry of the present owner.
 func (s *Writer) Flow(f *flow.Flow, age time.Duration) error {
-	s.buf = wire.AppendFlow(s.buf[:0], wire.Syncd, wire.CTNew, 0, wire.Seq(max(0, min(age/time.Second, 1<<31))), f)
+	s.buf = wire.AppendFlow(s.buf[:0], wire.Syncd, wire.CTNew, 0, seconds(age), f)
 	s.put(s.buf)
 	return s.err
 }
+
+// Expect adds an expectation of the present owner.
+func (s *Writer) Expect(x *flow.Expect, age time.Duration) error {
+	s.buf = wire.AppendExpect(s.buf[:0], wire.Syncd, wire.ExpNew, 0, seconds(age), x)
+	s.put(s.buf)
+	return s.err
+}
+
+// seconds is an age as it stands in the number of a message.
+func seconds(age time.Duration) wire.Seq { return wire.Seq(max(0, min(age/time.Second, 1<<31))) }
 
 // Close ends the snapshot. It does not close the writer below.
 func (s *Writer) Close() error {
@@ -111,9 +132,9 @@ func (s *Writer) Close() error {
 }
 
 // Read reads a snapshot: owner is called for each owner, then entry for each of its
-// flows, which is reused. The sum stands at the end, so nothing of it may be
+// entries, which is reused. The sum stands at the end, so nothing of it may be
 // believed before Read has returned nil: read it twice, and use the second time.
-func Read(r io.Reader, owner func(name string) error, entry func(f *flow.Flow, age time.Duration) error) (written time.Time, err error) {
+func Read(r io.Reader, owner func(name string) error, entry func(*Entry) error) (written time.Time, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("read snapshot: %w", err)
@@ -141,9 +162,10 @@ func Read(r io.Reader, owner func(name string) error, entry func(f *flow.Flow, a
 	written = time.Unix(0, int64(binary.BigEndian.Uint64(head[len(magic):])))
 	var (
 		name [256]byte
-		msg  [wire.MaxFlowLen]byte
+		msg  [maxMessage]byte
 		rd   = wire.Reader{Sync: true}
 		m    wire.Message
+		e    Entry
 	)
 	for {
 		if err := take(name[:1]); err != nil {
@@ -177,10 +199,16 @@ func Read(r io.Reader, owner func(name string) error, entry func(f *flow.Flow, a
 				return written, err
 			}
 			rd.Reset(msg[:size])
-			if !rd.Next(&m) || m.Fault != wire.FaultNone || m.Type != wire.CTNew {
+			if !rd.Next(&m) || m.Fault != wire.FaultNone || m.Type != wire.CTNew && m.Type != wire.ExpNew {
 				return written, fmt.Errorf("%w: an entry is malformed", ErrCorrupt)
 			}
-			if err := entry(&m.Flow, time.Duration(m.Seq)*time.Second); err != nil {
+			if e.IsExpect = m.IsExpect(); e.IsExpect {
+				e.Expect = m.Expect
+			} else {
+				e.Flow = m.Flow
+			}
+			e.Age = time.Duration(m.Seq) * time.Second
+			if err := entry(&e); err != nil {
 				return written, err
 			}
 		}

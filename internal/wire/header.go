@@ -141,6 +141,9 @@ type Message struct {
 	Hash uint64 // FlowHash of types 0 to 5 without fault, if Reader.Sync
 }
 
+// IsExpect reports whether m is about an expectation.
+func (m *Message) IsExpect() bool { return m.Type >= ExpNew && m.Type <= ExpDel }
+
 // HeaderValid reports whether Type and Flags go together as FT-FW has it: data
 // with no flag but HELLO and HELLO_BACK, and control messages with ACK or NACK
 // and a range that is not backwards, with RESYNC, or with ALIVE. Where several
