@@ -51,11 +51,14 @@ const (
 	// fetchDelay is between what happened and the question. A helper says that it
 	// expects a connection first, and then changes the packet.
 	fetchDelay = 5 * time.Millisecond
-	// fetchInterval is between two rounds over what is watched.
-	fetchInterval = 3 * time.Second
+	// fetchInterval is between two rounds over what is watched, if that is little. What
+	// changes without a word is known to peers after as much.
+	fetchInterval = time.Second
 	// fetchPause is between two parts of a round: 12,800 flows a second at most, which
 	// takes 6 % of the time of a processor.
 	fetchPause = 5 * time.Millisecond
+	// fetchShare is how much longer than a round the pause after it is, at least.
+	fetchShare = 4
 	// maxWatched bounds what is watched: a round over as many takes 5 s. Of flows beyond
 	// nothing is known but what events cause to be asked.
 	maxWatched = 1 << 16
@@ -205,7 +208,9 @@ func (e *Engine) startFetch() {
 		for key := range x.watched {
 			x.round = append(x.round, key)
 		}
-		if x.again, x.pause = e.now.Add(fetchInterval), e.now; len(x.round) == 0 {
+		parts := time.Duration((len(x.round) + flow.BatchSize - 1) / flow.BatchSize)
+		x.again, x.pause = e.now.Add(fetchInterval+(1+fetchShare)*parts*fetchPause), e.now
+		if parts == 0 {
 			x.again = 0
 		}
 	}

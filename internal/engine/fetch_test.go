@@ -266,6 +266,12 @@ func TestFetchBounds(t *testing.T) {
 	if n := len(e.fetch.watched); n != maxWatched {
 		t.Errorf("%d watched", n)
 	}
+	// A round over all of them takes its time, and then there is a longer pause.
+	e.now = e.fetch.again
+	e.startFetch()
+	if pause := e.fetch.again.Sub(e.now); pause < 25*time.Second || pause > 30*time.Second {
+		t.Errorf("the next round is %v after this one", pause)
+	}
 	for range 1 << 17 {
 		e.fetch.due = append(e.fetch.due, wanted{at: e.now.Add(time.Hour)})
 	}
