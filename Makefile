@@ -8,10 +8,10 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 export GOFLAGS = -buildvcs=false
 LDFLAGS := -s -w -X main.release=$(VERSION)
 
-.PHONY: help build demo test peers lint bench install clean
+.PHONY: help build demo test peers lint bench bench-peer install clean
 
 help:        ## this list
-	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
 
 build:       ## the program, bin/syncd
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/syncd ./cmd/syncd
@@ -35,6 +35,9 @@ lint:        ## gofmt, go vet, staticcheck
 
 bench:       ## micro-benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./internal/...
+
+bench-peer: build peers ## syncd and conntrackd by turns under the same load: some 10 minutes, as root
+	$(GO) run ./test/bench/peer -syncd bin/syncd -json bench-peer.json
 
 install: build  ## program, unit, sysctl and example configuration below DESTDIR
 	install -D -m 0755 bin/syncd $(DESTDIR)$(PREFIX)/sbin/syncd

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+
+	"syncd/test/bench/chart"
+	"syncd/test/bench/rig"
+)
+
+// draw writes the charts of docs/performance.md.
+func (r *Results) draw(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	curve := func(k rig.Kind, value func(*Load) float64) (s chart.Series) {
+		s.Name = map[rig.Kind]string{rig.Sealed: "syncd, sealed", rig.Plain: "syncd, conntrackd's dialect", rig.Conntrackd: "conntrackd"}[k]
+		for _, t := range r.targets() {
+			x := r.of(k, func(s *Sample) float64 { return s.churn(t).Rate })
+			if y := r.of(k, func(s *Sample) float64 { return value(s.churn(t)) }); !math.IsNaN(x) && !math.IsNaN(y) {
+				s.Points = append(s.Points, chart.Point{X: x / 1e3, Y: y})
+			}
+		}
+		return s
+	}
+	for _, c := range []struct {
+		file, title, y string
+		value          func(*Load) float64
+	}{
+		{"cpu-active.svg", "CPU of the active node's daemon", "µs per event", func(l *Load) float64 { return l.CPUActive / 1e3 }},
+		{"cpu-backup.svg", "CPU of the backup's daemon", "µs per message", func(l *Load) float64 { return l.CPUBackup / 1e3 }},
+	} {
+		ch := chart.Chart{Title: c.title, X: "events made, thousands a second", Y: c.y}
+		for _, k := range []rig.Kind{rig.Conntrackd, rig.Sealed, rig.Plain} {
+			if s := curve(k, c.value); len(s.Points) > 0 {
+				ch.Series = append(ch.Series, s)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, c.file), ch.SVG(), 0o644); err != nil {
+			return fmt.Errorf("chart: %w", err)
+		}
+	}
+	return nil
+}

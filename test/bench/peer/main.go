@@ -1,0 +1,180 @@
+// Command peer measures syncd beside Debian's conntrackd: by turns on the same kind
+// of nodes, under the same load from one generator. `make bench-peer` runs it;
+// docs/performance.md explains the method and shows results.
+//
+// It needs root. It raises nf_conntrack_max and nf_conntrack_buckets of the machine
+// while it runs, and puts them back.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"syncd/internal/lab"
+	"syncd/test/bench/rig"
+)
+
+// options are the flags.
+type options struct {
+	bin      string
+	kinds    []rig.Kind
+	runs     int
+	flows    int
+	fillRate int
+	rates    []int
+	duration time.Duration
+	lives    int
+	latency  int // rate of the load beside which latency is measured
+	packets  int // a second
+	shipped  bool
+	quick    bool
+	json     string
+	add      bool
+	charts   string
+	report   bool
+}
+
+func main() {
+	var o options
+	var kinds, rates string
+	flag.StringVar(&o.bin, "syncd", "bin/syncd", "the syncd to measure")
+	flag.StringVar(&kinds, "kinds", "syncd,syncd-plain,conntrackd", "what is measured, in the order of the first run")
+	flag.IntVar(&o.runs, "runs", 3, "runs of each, of which the table shows medians")
+	flag.IntVar(&o.flows, "flows", 200000, "established flows that stand beside the churn")
+	flag.IntVar(&o.fillRate, "fill-rate", 100000, "flows a second that are created first")
+	flag.StringVar(&rates, "rates", "10000,50000,100000,150000,200000,300000", "events a second of the churn, one load each")
+	flag.DurationVar(&o.duration, "duration", 4*time.Second, "of each load")
+	flag.IntVar(&o.lives, "lives", 20000, "connections that live at the same time in the churn")
+	flag.IntVar(&o.latency, "latency-rate", 100000, "events a second while latency is measured")
+	flag.IntVar(&o.packets, "packets", 100000, "packets a second of the load of real packets")
+	flag.BoolVar(&o.shipped, "shipped", false, "leave conntrackd the socket buffers of Debian's example (2 MiB, growing to 8) instead of those of syncd")
+	flag.BoolVar(&o.quick, "quick", false, "a few seconds with small numbers, to see that it works")
+	flag.StringVar(&o.json, "json", "", "write all results to this `file`")
+	flag.BoolVar(&o.add, "add", false, "add to the results in the file of -json instead of replacing them")
+	flag.StringVar(&o.charts, "charts", "", "draw charts of the results into this `directory`")
+	flag.BoolVar(&o.report, "report", false, "measure nothing: only show what the file of -json has")
+	flag.Parse()
+	err := o.parse(kinds, rates)
+	if err == nil && flag.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "peer:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "peer:", err)
+		os.Exit(1)
+	}
+}
+
+// parse takes over the lists.
+func (o *options) parse(kinds, rates string) error {
+	for _, k := range strings.Split(kinds, ",") {
+		if !slices.Contains(rig.Kinds, rig.Kind(k)) {
+			return fmt.Errorf("-kinds: %q is none of %v", k, rig.Kinds)
+		}
+		o.kinds = append(o.kinds, rig.Kind(k))
+	}
+	for _, r := range strings.Split(rates, ",") {
+		n, err := strconv.Atoi(r)
+		if err != nil || n <= 0 {
+			return fmt.Errorf("-rates: %q is no rate", r)
+		}
+		o.rates = append(o.rates, n)
+	}
+	if o.report && o.json == "" {
+		return fmt.Errorf("-report needs -json FILE")
+	}
+	if o.quick {
+		o.runs, o.flows, o.rates, o.duration = 1, 2000, []int{5000}, 300*time.Millisecond
+		o.lives, o.latency, o.packets, o.fillRate = 200, 5000, 5000, 20000
+	}
+	if min(o.runs, o.flows, o.fillRate, o.lives, o.latency, o.packets) < 1 || o.duration <= 0 {
+		return fmt.Errorf("numbers of runs, flows and lives, rates and the duration must be positive")
+	}
+	return nil
+}
+
+// run measures everything and reports.
+func run(ctx context.Context, o options, out io.Writer) error {
+	debug.SetGCPercent(800) // the generator should not pause for its own garbage
+	var res Results
+	if o.add || o.report {
+		if err := res.load(o.json); err != nil {
+			return err
+		}
+	}
+	if !o.report {
+		if err := measureAll(ctx, o, &res, out); err != nil {
+			return err
+		}
+	}
+	res.table(out)
+	if o.json != "" && !o.report {
+		if err := res.save(o.json); err != nil {
+			return err
+		}
+	}
+	if o.charts != "" {
+		return res.draw(o.charts)
+	}
+	return nil
+}
+
+func measureAll(ctx context.Context, o options, res *Results, out io.Writer) (err error) {
+	if err := lab.Usable(); err != nil {
+		return err
+	}
+	if o.bin, err = filepath.Abs(o.bin); err != nil {
+		return err
+	}
+	if _, err := exec.LookPath(o.bin); err != nil {
+		return fmt.Errorf("the program to measure: %w (make build)", err)
+	}
+	if _, err := lab.Sweep(rig.Prefix); err != nil {
+		return err
+	}
+	restore, err := rig.RaiseTable(2 * (o.flows + o.lives))
+	defer func() {
+		if rerr := restore(); err == nil {
+			err = rerr
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	res.describe(o)
+	earlier := res.runs()
+	for n := range o.runs {
+		// Whoever comes first in one run comes last in the next.
+		order := slices.Clone(o.kinds)
+		turn := (earlier + n) % len(order)
+		order = append(order[turn:], order[:turn]...)
+		for _, k := range order {
+			begin := time.Now()
+			s, err := measure(ctx, o, k)
+			if err != nil {
+				return fmt.Errorf("%s: %w", k, err)
+			}
+			s.Run = earlier + n + 1
+			res.Samples = append(res.Samples, *s)
+			fmt.Fprintf(out, "run %d, %s: %v\n", s.Run, k, time.Since(begin).Round(time.Second))
+		}
+	}
+	return nil
+}
