@@ -230,9 +230,13 @@ func newDump(f *ctlFlags) *cobra.Command {
 		Short: "List the entries of a cache",
 		Long: `List the entries of the internal cache, the connections of this node, or of the
 external cache, those of the peers: one line each as conntrack(8) prints them,
-with --json one JSON object a line. There is no order.`,
+with --json one JSON object a line. There is no order.
+
+The connections that a helper expects are among them, as "conntrack -L expect"
+prints them; with --json they have the member "expect" instead of "flow".`,
 		Example: `  syncd ctl dump external | grep -c ESTABLISHED
-  syncd ctl dump internal --json | jq -r .flow.original.src | sort | uniq -c`,
+  syncd ctl dump external | grep master-src=
+  syncd ctl dump internal --json | jq -r '.flow // empty | .original.src' | sort | uniq -c`,
 		ValidArgs: []string{ctl.Internal, ctl.External},
 		Args:      cacheArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

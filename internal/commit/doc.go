@@ -25,6 +25,10 @@
 // The kernel drops labels without an error when no rule of it uses any. One entry of
 // each batch that has some is looked at afterwards.
 //
+// Expectations follow when all flows are there, in the same way but for one more round:
+// the kernel gives a new one the timeout of its helper, and takes another only for one
+// that exists.
+//
 // # What is there stays
 //
 // An entry of the kernel may be newer than ours: traffic may have moved to this

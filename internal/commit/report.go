@@ -149,8 +149,14 @@ var protocolNames = map[uint8]string{
 	flow.ICMPv6: "icmpv6", flow.SCTP: "sctp", flow.UDPLite: "udplite",
 }
 
-// describe returns a tuple as an operator would write it.
+// describe returns a tuple as an operator would write it, the key of an expectation as
+// that.
 func describe(t *flow.Tuple) string {
+	if t.IsExpectKey() {
+		expected := *t
+		expected.Family &^= flow.ExpectKey
+		return "expected " + describe(&expected)
+	}
 	name, ok := protocolNames[t.Proto]
 	if !ok {
 		name = fmt.Sprintf("proto %d", t.Proto)

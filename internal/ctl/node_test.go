@@ -178,8 +178,8 @@ func sampleStatus() *Status {
 			{Name: "eth2", Type: "udp", Interface: "eth2", Active: true, Up: true, MaxPayloadBytes: 1452},
 			{Name: "eth3", Type: "multicast", Interface: "eth3", Reason: "no carrier", MaxPayloadBytes: 1452},
 		},
-		Internal: CacheStatus{Entries: 654321, Dead: 12, Limit: 524288, Refused: 1, Bytes: 104857600},
-		External: CacheStatus{Entries: 123456, Limit: 524288, Bytes: 512},
+		Internal: CacheStatus{Entries: 654321, Expects: 12, Dead: 12, Limit: 524288, Refused: 1, Bytes: 104857600},
+		External: CacheStatus{Entries: 123456, Expects: 3, Limit: 524288, Bytes: 512},
 		Kernel: KernelStatus{
 			Entries: 654321, Max: 262144, Events: 2,
 			Warnings: []string{"the table is almost full"},
@@ -193,6 +193,7 @@ func sampleStats() *Stats {
 	return &Stats{
 		Since: sampleTime,
 		Events: EventStats{
+			Expects: 70, ExpectsLeftOut: 6,
 			Received: 600, New: 100, Updates: 300, Destroys: 200, Filtered: 6, Own: 7, Malformed: 1, Overruns: 2,
 			Dumps: 3, Dumped: 3000, Repaired: 4, Fetched: 40, Learned: 8, FetchFailures: 1, ReceiveBufferBytes: 8 << 20,
 		},

@@ -141,12 +141,12 @@ func RenderStatus(w io.Writer, s *Status) error {
 	}
 
 	p.section("caches")
-	p.row("  NAME", "ENTRIES", "DEAD", "LIMIT", "REFUSED", "MEMORY")
+	p.row("  NAME", "ENTRIES", "EXPECTATIONS", "DEAD", "LIMIT", "REFUSED", "MEMORY")
 	for _, c := range []struct {
 		name string
 		*CacheStatus
 	}{{"internal", &s.Internal}, {"external", &s.External}} {
-		p.row("  "+c.name, c.Entries, c.Dead, c.Limit, c.Refused, octets(c.Bytes))
+		p.row("  "+c.name, c.Entries, c.Expects, c.Dead, c.Limit, c.Refused, octets(c.Bytes))
 	}
 
 	p.section("kernel")
@@ -201,6 +201,8 @@ func RenderStats(w io.Writer, s *Stats) error {
 	p.row("  filtered", e.Filtered)
 	p.row("  own changes", e.Own)
 	p.row("  malformed", e.Malformed)
+	p.row("  about expectations", e.Expects)
+	p.row("    left out", e.ExpectsLeftOut)
 	p.row("  overruns", e.Overruns)
 	p.row("  table read", e.Dumps)
 	p.row("    entries", e.Dumped)

@@ -26,11 +26,15 @@ type EventStats struct {
 	Own       uint64 `json:"own"`       // caused by this daemon's own changes
 	Malformed uint64 `json:"malformed"` // could not be decoded
 	Overruns  uint64 `json:"overruns"`  // the kernel dropped events
-	Dumps     uint64 `json:"dumps"`     // times that the whole table was read
-	Dumped    uint64 `json:"dumped"`    // entries seen by those
-	Repaired  uint64 `json:"repaired"`  // entries that a dump had to correct
-	Fetched   uint64 `json:"fetched"`   // entries that were read singly, for what no event tells
-	Learned   uint64 `json:"learned"`   // of these, those of which that told something
+
+	Expects        uint64 `json:"expectations"`          // about expectations, in none of the above
+	ExpectsLeftOut uint64 `json:"expectations_left_out"` // of them, those not replicated
+
+	Dumps    uint64 `json:"dumps"`    // times that the whole table was read
+	Dumped   uint64 `json:"dumped"`   // entries seen by those
+	Repaired uint64 `json:"repaired"` // entries that a dump had to correct
+	Fetched  uint64 `json:"fetched"`  // entries that were read singly, for what no event tells
+	Learned  uint64 `json:"learned"`  // of these, those of which that told something
 
 	FetchFailures uint64 `json:"fetch_failures"` // times that reading entries singly failed
 

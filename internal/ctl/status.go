@@ -74,8 +74,9 @@ type LinkStatus struct {
 
 // CacheStatus is the fill of one cache.
 type CacheStatus struct {
-	Entries uint64 `json:"entries"` // live ones
-	Dead    uint64 `json:"dead"`    // deleted, kept until every peer knows
+	Entries uint64 `json:"entries"`      // live ones
+	Expects uint64 `json:"expectations"` // of them, expectations
+	Dead    uint64 `json:"dead"`         // deleted, kept until every peer knows
 	Limit   uint64 `json:"limit"`
 	Refused uint64 `json:"refused"` // not taken because the cache was full, ever
 	Bytes   uint64 `json:"memory_bytes,omitzero"`

@@ -36,6 +36,8 @@ type externalSource struct {
 	pos    flow.Handle
 	ended  bool // this pass
 
+	expects expectWalk
+
 	adopting bool // entries become this node's own as they are handed out
 }
 
@@ -60,7 +62,7 @@ func (d *Daemon) newSource(ctx context.Context, peer string) (*externalSource, e
 			}
 		}
 		for _, o := range s.choose(r) {
-			s.total += uint64(r.Cache(o).Len())
+			s.total += uint64(r.Cache(o).Len() - r.Cache(o).ExpectLen())
 		}
 		if !found { // a peer that is known may have told nothing yet
 			var v view
@@ -115,7 +117,7 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 			} else {
 				s.pos = x.Walk(s.pos, walkSlots, func(h flow.Handle) bool {
 					if x.IsExpect(h) {
-						return true // after all flows, see nextExpects
+						return true // after all flows, see NextExpects
 					}
 					class := commit.Classify(x.Has(h), x.Status(h), x.TCPState(h))
 					if class == p || class < p && !x.Updated(h).Before(s.since) {
@@ -177,8 +179,18 @@ func (k kernel) Flush(fail func(int, unix.Errno)) error {
 
 func (k kernel) Get(t *flow.Tuple, f *flow.Flow) error { return k.w.Get(t, f) }
 
+// reports is what the two parts of a commit did.
+type reports struct{ flows, expects commit.Report }
+
+func (r *reports) String() string {
+	if r.expects.Entries == 0 {
+		return r.flows.String()
+	}
+	return r.flows.String() + "; expectations: " + r.expects.String()
+}
+
 // runCommit commits what src hands out, with the options of the configuration.
-func (d *Daemon) runCommit(ctx context.Context, src *externalSource, w *ctnetlink.Writer, dry bool, progress ctl.ProgressFunc) (commit.Report, error) {
+func (d *Daemon) runCommit(ctx context.Context, src *externalSource, w *ctnetlink.Writer, dry bool, progress ctl.ProgressFunc) (r reports, err error) {
 	cfg := d.config()
 	o := commit.Options{
 		Timeout:  uint32(cfg.Commit.Timeout / time.Second),
@@ -191,13 +203,23 @@ func (d *Daemon) runCommit(ctx context.Context, src *externalSource, w *ctnetlin
 			progress(ctl.Progress{Done: uint64(r.Entries), Total: src.total, ElapsedS: r.Duration.Seconds()})
 		}
 	}
-	ahead := newReadAhead(src)
-	defer ahead.close()
-	r, err := commit.Run(ctx, ahead, kernel{w, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask}}, o)
+	k := kernel{w, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask}}
+	if r.flows, err = d.runFlows(ctx, src, k, o); err != nil {
+		return r, err
+	}
+	// Now that all masters are there.
+	r.expects, err = commit.RunExpects(ctx, src, k, o)
 	if err == nil && progress != nil {
-		o.Progress(&r) // a role has more to do
+		o.Progress(&r.flows) // a role has more to do
 	}
 	return r, err
+}
+
+// runFlows commits the flows of src.
+func (d *Daemon) runFlows(ctx context.Context, src *externalSource, k kernel, o commit.Options) (commit.Report, error) {
+	ahead := newReadAhead(src)
+	defer ahead.close()
+	return commit.Run(ctx, ahead, k, o)
 }
 
 // dryRun reports what a commit would do. It has a socket of its own, so that no
@@ -222,7 +244,7 @@ func (d *Daemon) commitExternal(ctx context.Context, src *externalSource, progre
 	d.setTask("commit")
 	defer d.setTask("")
 	started := time.Now()
-	var r commit.Report
+	var r reports
 	if d.engine.Parks() {
 		release, err := d.holdParker(ctx)
 		if err != nil {
@@ -255,7 +277,7 @@ func (d *Daemon) commitExternal(ctx context.Context, src *externalSource, progre
 		d.log.Error("commit failed", zap.Error(err), zap.String("so_far", r.String()))
 		return rep, err
 	}
-	d.log.Info(r.String(), zap.Strings("examples", r.Examples))
+	d.log.Info(r.String(), zap.Strings("examples", rep.Examples))
 	return rep, nil
 }
 

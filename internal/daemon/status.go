@@ -26,6 +26,8 @@ type view struct {
 	internal        cache.Stats
 	external        cache.Stats // of all owners
 	alive, dead     int         // internal
+	expects         int         // of alive
+	extExpects      int         // of entries
 	entries         int         // external
 	limit, extLimit int
 	active          int
@@ -41,13 +43,14 @@ func (d *Daemon) look(ctx context.Context) (s view, err error) {
 		in := e.Internal()
 		s = view{
 			now: e.Now(), engine: e.Stats, internal: in.Stats(),
-			alive: in.Len(), dead: in.DeadLen(), entries: e.Replica().Len(),
+			alive: in.Len(), expects: in.ExpectLen(), dead: in.DeadLen(), entries: e.Replica().Len(),
 			limit: in.Limit(), active: d.channel.Active(),
 		}
 		for _, o := range e.Replica().Owners() {
 			c := e.Replica().Cache(o)
 			addCacheStats(&s.external, c.Stats())
 			s.extLimit = c.Limit()
+			s.extExpects += c.ExpectLen()
 		}
 		s.parked, s.parking = e.Parked()
 		if err := d.channel.Err(); err != nil {
@@ -115,11 +118,11 @@ func (d *Daemon) Status(ctx context.Context) (*ctl.Status, error) {
 		st.Links = append(st.Links, ls)
 	}
 	st.Internal = ctl.CacheStatus{
-		Entries: uint64(s.alive), Dead: uint64(s.dead), Limit: uint64(s.limit),
+		Entries: uint64(s.alive), Expects: uint64(s.expects), Dead: uint64(s.dead), Limit: uint64(s.limit),
 		Refused: s.internal.Refused, Bytes: s.internal.SlabBytes + s.internal.IndexBytes + s.internal.SideBytes,
 	}
 	st.External = ctl.CacheStatus{
-		Entries: uint64(s.entries), Limit: uint64(s.extLimit),
+		Entries: uint64(s.entries), Expects: uint64(s.extExpects), Limit: uint64(s.extLimit),
 		Refused: s.external.Refused, Bytes: s.external.SlabBytes + s.external.IndexBytes + s.external.SideBytes,
 	}
 	if d.engine.Parks() {
@@ -174,6 +177,7 @@ func (d *Daemon) Stats(ctx context.Context) (*ctl.Stats, error) {
 			Received: es.EventsNew + es.EventsUpdate + es.EventsDestroy,
 			New:      es.EventsNew, Updates: es.EventsUpdate, Destroys: es.EventsDestroy,
 			Filtered: es.EventsFiltered + es.EventsUnfit, Own: es.EventsOwn, Malformed: ls.Bad, Overruns: es.Overruns,
+			Expects: es.ExpectsNew + es.ExpectsDestroy, ExpectsLeftOut: es.ExpectsFiltered + es.ExpectsUnfit,
 			Dumps: es.Resyncs, Dumped: es.Dumped, Repaired: es.Found + es.Swept,
 			Fetched: es.Fetched, Learned: es.FetchedNews, FetchFailures: es.FetchesFailed,
 			ReceiveBufferBytes: uint64(d.listener.BufferSize()),
@@ -216,7 +220,6 @@ func linkStats(l *channel.Link) ctl.LinkStats {
 	}
 }
 
-// commitReport puts a report into the words of ctl.
 // counted returns m as the control socket has it.
 func counted(m map[string]int) (c map[string]uint64) {
 	for why, n := range m {
@@ -228,18 +231,24 @@ func counted(m map[string]int) (c map[string]uint64) {
 	return c
 }
 
-func commitReport(r *commit.Report, started time.Time) *ctl.CommitReport {
+// commitReport puts reports into the words of ctl.
+func commitReport(r *reports, started time.Time) *ctl.CommitReport {
+	took := r.flows.Duration + r.expects.Duration
 	rep := &ctl.CommitReport{
-		Started: started, DurationS: r.Duration.Seconds(), DryRun: r.DryRun,
-		Flows: ctl.CommitCount{
-			Entries: uint64(r.Entries), Created: uint64(r.Created + r.Replaced), Updated: uint64(r.Updated),
-			AlreadyThere: uint64(r.AlreadyThere), Skipped: uint64(r.Skipped), Refused: uint64(r.Refused),
-			SkippedBy: counted(r.SkippedBy), RefusedBy: counted(r.RefusedBy), IncompleteBy: counted(r.Incomplete()),
-		},
-		Examples: r.Examples,
+		Started: started, DurationS: took.Seconds(), DryRun: r.flows.DryRun,
+		Flows: commitCount(&r.flows), Expects: commitCount(&r.expects),
+		Examples: append(r.flows.Examples, r.expects.Examples...),
 	}
-	if r.Duration > 0 {
-		rep.RatePerS = float64(r.Entries) / r.Duration.Seconds()
+	if took > 0 {
+		rep.RatePerS = float64(r.flows.Entries+r.expects.Entries) / took.Seconds()
 	}
 	return rep
+}
+
+func commitCount(r *commit.Report) ctl.CommitCount {
+	return ctl.CommitCount{
+		Entries: uint64(r.Entries), Created: uint64(r.Created + r.Replaced), Updated: uint64(r.Updated),
+		AlreadyThere: uint64(r.AlreadyThere), Skipped: uint64(r.Skipped), Refused: uint64(r.Refused),
+		SkippedBy: counted(r.SkippedBy), RefusedBy: counted(r.RefusedBy), IncompleteBy: counted(r.Incomplete()),
+	}
 }

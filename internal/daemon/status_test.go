@@ -89,7 +89,16 @@ func TestCommitReport(t *testing.T) {
 		RefusedBy: map[string]int{"table full": 1}, SkippedBy: map[string]int{"conflict": 1},
 		Duration: 2 * time.Second,
 	}
-	got := commitReport(&r, start)
+	x := commit.Report{
+		Entries: 3, Created: 1, Refused: 2, Duration: time.Second,
+		RefusedBy: map[string]int{"master is not there": 2}, Examples: []string{"b"},
+	}
+	r.Examples = []string{"a"}
+	got := commitReport(&reports{r, x}, start)
+	if e := got.Expects; e.Entries != 3 || e.Created != 1 || e.Refused != 2 || e.RefusedBy["master is not there"] != 2 ||
+		!slices.Equal(got.Examples, []string{"a", "b"}) || got.Total().Entries != 13 {
+		t.Errorf("%+v, examples %q", e, got.Examples)
+	}
 	f := got.Flows
 	if f.Entries != 10 || f.Created != 5 || f.Updated != 2 || f.AlreadyThere != 1 || f.Skipped != 1 || f.Refused != 1 {
 		t.Errorf("%+v", f)
@@ -103,7 +112,7 @@ func TestCommitReport(t *testing.T) {
 			t.Errorf("%v, want %v", by.got, by.want)
 		}
 	}
-	if got.DurationS != 2 || got.RatePerS != 5 || !got.Started.Equal(start) {
+	if got.DurationS != 3 || got.RatePerS != 13./3 || !got.Started.Equal(start) {
 		t.Errorf("took %v s, %v a second, started %v", got.DurationS, got.RatePerS, got.Started)
 	}
 }
