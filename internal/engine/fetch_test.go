@@ -320,3 +320,47 @@ func TestAdjustable(t *testing.T) {
 		})
 	}
 }
+
+// TestFetchedDuringDump: what was fetched while a dump runs is newer than what the dump
+// says of it, and what the dump shows to be adjustable is watched from then on.
+func TestFetchedDuringDump(t *testing.T) {
+	e := quietEngine(t)
+	e.fetch.watched = map[flow.Tuple]struct{}{}
+	e.fetch.job = new(fetchJob)
+	e.kernel.running, e.kernel.epoch = true, 1
+	ev := event(flow.EventNew, control(0), 5)
+	ev.Flow.Has &^= flow.HasHelper // as if its helper had come later, without an event
+	older := control(0)
+	older.ID, older.Has = 5, older.Has|flow.HasID|flow.HasReply|flow.HasStatus
+	e.kernel.running = false
+	e.event(&ev)
+	e.kernel.running = true
+	h := e.internal.Lookup(&ev.Flow.Orig)
+	if len(e.fetch.watched) != 0 {
+		t.Fatal("a flow without helper is watched")
+	}
+
+	e.ask(ev.Flow.Orig)
+	answer := older
+	answer.SeqAdj, answer.Status = adjustment(1), answer.Status|flow.StatusSeqAdjust
+	answer.Has |= flow.HasSeqAdjOrig | flow.HasSeqAdjRepl
+	e.fetched(&answer)
+	e.dumped(&older)
+	var got flow.Flow
+	e.internal.Load(h, &got)
+	if got.SeqAdj != adjustment(1) {
+		t.Errorf("the dump took the adjustment away: %v", got.SeqAdj)
+	}
+	if got.Helper != older.Helper {
+		t.Errorf("helper %q", got.Helper)
+	}
+	if _, ok := e.fetch.watched[ev.Flow.Orig]; !ok {
+		t.Error("not watched")
+	}
+	e.dumped(&answer)
+	clear(e.fetch.watched)
+	e.dumped(&answer) // nothing new
+	if _, ok := e.fetch.watched[ev.Flow.Orig]; !ok {
+		t.Error("not watched after a dump that changed nothing")
+	}
+}
