@@ -121,6 +121,8 @@ type cluster struct {
 	flaw    flaw
 	keys    []seal.Key // nil: datagrams are sealed in name only
 	steps   int
+	ending  bool // nothing happens any more that no event tells of
+	parks   bool // what others have is parked in the kernels
 
 	mu    sync.Mutex // the loops of all nodes come here
 	wrong []string
@@ -283,7 +285,7 @@ func (s *sealed) drop(session uint64) {
 }
 
 // runCluster runs a seed and returns what went wrong.
-func runCluster(t *testing.T, seed uint64, flaw flaw) (wrong []string) {
+func runCluster(t *testing.T, seed uint64, flaw flaw, options ...func(*cluster)) (wrong []string) {
 	bubble(t, func(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 101))
 		c := &cluster{
@@ -292,6 +294,9 @@ func runCluster(t *testing.T, seed uint64, flaw flaw) (wrong []string) {
 		}
 		if r.IntN(4) == 0 {
 			c.keys = []seal.Key{seal.NewKey()}
+		}
+		for _, o := range options {
+			o(c)
 		}
 		for i := range 2 + r.IntN(4) {
 			k := simnet.NewKernel(seed*8 + uint64(i))
@@ -304,6 +309,10 @@ func runCluster(t *testing.T, seed uint64, flaw flaw) (wrong []string) {
 				cfg.Mirror = true
 				if seed%2 == 0 {
 					cfg.Fetch = k.Fetch
+				}
+				if c.parks {
+					cfg.Parker = &simParker{kernel: k}
+					cfg.Gone = m.gone
 				}
 				// Every flow can be held once, alive or dead: more is a leak.
 				cfg.InternalLimit, cfg.ExternalLimit = c.flows, c.flows
@@ -324,9 +333,11 @@ func runCluster(t *testing.T, seed uint64, flaw flaw) (wrong []string) {
 			c.trouble(c.members[r.IntN(len(c.members))])
 		}
 		c.net.SetFaults(simnet.Faults{})
+		c.ending = true
 		for _, m := range c.members {
 			m.on(func() {
 				m.SetFilter(filter.Compile(filter.Rules{}))
+				m.SetOrphans(OrphansGo)
 				m.RequestKernelSync()
 			})
 		}
@@ -334,6 +345,9 @@ func runCluster(t *testing.T, seed uint64, flaw flaw) (wrong []string) {
 		for range 30 {
 			time.Sleep(time.Second)
 			c.check()
+		}
+		if c.parks {
+			time.Sleep(2 * touchedPause)
 		}
 		c.agree()
 		for _, m := range c.members {
@@ -398,10 +412,19 @@ func (c *cluster) change(m *member) {
 		}
 	default:
 		m.version++
+		if c.parks && !c.ending && r.IntN(4) == 0 {
+			k.Touch(f.Orig, 300)
+			return
+		}
 		k.Update(f.Orig, 0, func(f *flow.Flow) {
 			f.Mark = m.version
+			f.Timeout = 300
 			if r.IntN(3) == 0 {
 				establish(f)
+				if c.parks && f.Orig.Proto == flow.TCP {
+					// It may have been parked when one end alone had spoken.
+					f.TCPFlags[0], f.TCPWScale[0] = flow.TCPFlagWindowScale, 7
+				}
 			}
 		})
 	}
@@ -427,6 +450,10 @@ func (c *cluster) trouble(m *member) {
 	r := c.r
 	if c.flaw == flawDigest || c.flaw == flawNoDigest {
 		c.forget(m)
+		return
+	}
+	if c.parks && r.IntN(3) == 0 {
+		m.on(func() { m.SetPassive(r.IntN(2) == 0) })
 		return
 	}
 	switch r.IntN(16) {
@@ -503,6 +530,10 @@ func (c *cluster) trouble(m *member) {
 
 // commit puts what a node holds of another into its kernel.
 func (c *cluster) commit(m *member) {
+	if c.parks {
+		c.adopt(m)
+		return
+	}
 	var flows []flow.Flow
 	m.on(func() {
 		owners := m.replica.Owners()
@@ -607,6 +638,9 @@ func sumsOf(o *owned) (sums [wire.Buckets]uint64) {
 func (c *cluster) agree() {
 	for _, a := range c.members {
 		want := a.kernelTable()
+		if c.parks {
+			c.agreeParked(a)
+		}
 		if d := differences(a.internalTable(), want); d != "" {
 			c.failf("internal cache of %s against its kernel: %s", a.name, d)
 		}

@@ -24,6 +24,7 @@ import (
 const (
 	commitPort = 70001
 	purgePort  = 70002
+	parkPort   = 70003
 )
 
 var (
@@ -83,6 +84,7 @@ func (d *node) start() {
 	d.Engine = New(d.cfg)
 	d.SetOrigin(commitPort, OriginCommit)
 	d.SetOrigin(purgePort, OriginPurge)
+	d.SetOrigin(parkPort, OriginPark)
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel, d.done = cancel, make(chan error, 1)
 	run, done := d.Engine.Run, d.done
@@ -168,7 +170,7 @@ func (d *node) kernelTable() table {
 	var match *filter.Filter
 	d.do(func() { match = d.Filter() })
 	for k, f := range d.kernel.Flows() {
-		if !match.Match(&f) || f.Orig.Zone != f.Reply.Zone && !d.cfg.Mirror {
+		if f.Parked() || !match.Match(&f) || f.Orig.Zone != f.Reply.Zone && !d.cfg.Mirror {
 			continue
 		}
 		f.Mark &= d.cfg.MarkMask

@@ -38,10 +38,12 @@ type parking struct {
 	yielding bool // the internal cache is being walked
 	yieldPos flow.Handle
 
-	orphans  OrphanPolicy // for the dumps that begin from now on
-	dumping  OrphanPolicy // for the one that runs
-	orphaned uint64       // parked entries of no peer that the last dump found, and that were kept
-	refresh  monotime.Time
+	orphans  OrphanPolicy  // for the dumps that begin from now on
+	dumping  OrphanPolicy  // for the one that runs
+	orphaned uint64        // parked entries of no peer that the last dump found, and that were kept
+	refresh  monotime.Time // when the kernel's table is read in any case
+	look     monotime.Time // when it is because packets have passed parked entries, 0 for never
+	looked   monotime.Time
 	walk     parkWalk
 	full     bool // the table was
 	again    monotime.Time
@@ -78,7 +80,11 @@ const (
 	parkRefresh = 24 * time.Hour
 	parkSlack   = 3 * 86400 // s
 	parkRetry   = 10 * time.Second
-	goneFor     = time.Second // how long an answer of Config.Gone is good for
+	// Where packets pass one parked entry with an event, they may pass many without, and
+	// the kernel knows of the one what nobody has told.
+	touchedLook  = 5 * time.Second
+	touchedPause = time.Minute
+	goneFor      = time.Second // how long an answer of Config.Gone is good for
 )
 
 // OrphanPolicy says what becomes of parked entries that no peer has.
@@ -108,7 +114,8 @@ func newParking(r *Replica) *parking {
 func (p *parking) said(o *owned, h flow.Handle, flags uint8, fresh bool) {
 	if !fresh && flags&extParked != 0 {
 		o.cache.Load(h, &p.is)
-		p.was.Timeout, p.is.Timeout = 0, 0
+		// Timeouts do not matter, nor whether what is zero was said to be.
+		p.was.Timeout, p.is.Timeout, p.was.Has, p.is.Has = 0, 0, 0, 0
 		if p.was == p.is {
 			o.cache.SetFlags(h, flags, ^flags)
 			return
@@ -282,13 +289,14 @@ func (e *Engine) pumpPark() (more bool) {
 
 // dueAt is when pumpPark has something to do that waits for the time alone.
 func (p *parking) dueAt(first bool) monotime.Time {
-	switch {
-	case !first:
+	if !first {
 		return 0
-	case p.held || len(p.free) == 0:
-		return monotime.Earliest(p.refresh, p.again)
 	}
-	return monotime.Earliest(p.at, monotime.Earliest(p.refresh, p.again))
+	due := monotime.Earliest(monotime.Earliest(p.refresh, p.look), p.again)
+	if !p.held && len(p.free) > 0 {
+		due = monotime.Earliest(due, p.at)
+	}
+	return due
 }
 
 // nextPark writes the next request to it, and reports whether there is one.
@@ -424,7 +432,7 @@ func (e *Engine) parkTouched(f *flow.Flow) {
 		return
 	}
 	if h, replace := e.own(h, f, f.Has); h != 0 {
-		e.Stats.Touched++
+		e.touched()
 		e.mode.Enqueue(h, replace)
 	}
 }
@@ -605,19 +613,43 @@ func (e *Engine) whole(ev *flow.Event) *flow.Flow {
 	if f.Has&flow.HasTimeout != 0 {
 		f.Timeout = flow.Remaining(f.Timeout, e.now.Sub(o.cache.Updated(h)))
 	}
-	e.Stats.Touched++
+	e.touched()
 	return f
+}
+
+// touched notes that packets have passed a parked entry.
+func (e *Engine) touched() {
+	e.Stats.Touched++
+	if p := e.park; p.look == 0 {
+		p.look = e.now.Add(touchedLook)
+		if p.looked != 0 {
+			p.look = max(p.look, p.looked.Add(touchedPause))
+		}
+	}
 }
 
 // parkEvent applies an event of what the parker did. It matters only if the entry
 // became ours while the request was under way.
 func (e *Engine) parkEvent(ev *flow.Event) {
-	if ev.Kind != flow.EventDestroy {
+	f := &ev.Flow
+	h := e.internal.Lookup(&f.Orig)
+	if ev.Kind == flow.EventDestroy {
+		e.Stats.EventsDestroy++
+		e.destroy(h, f, OriginPark)
 		return
 	}
-	e.Stats.EventsDestroy++
-	h := e.internal.Lookup(&ev.Flow.Orig)
-	e.destroy(h, &ev.Flow, OriginPark)
+	if h == 0 || e.internal.Dead(h) {
+		if e.kernel.running {
+			e.bury(f.Orig) // what the dump says of it may be from before it was parked
+		}
+		return
+	}
+	if !f.Parked() || !e.same(h, f) || !e.fit(f) {
+		return
+	}
+	f.Has &^= flow.HasTimeout
+	e.merge(h, ev, OriginOther)
+	e.park.releases.push(f.Orig)
 }
 
 // unpark notes that the kernel's entry for t is ours now.
@@ -721,6 +753,10 @@ func (e *Engine) walkParked() bool {
 		p.refresh = e.now.Add(parkRefresh)
 		e.kernel.wanted = true
 	}
+	if p.look != 0 && e.now >= p.look {
+		p.look, p.looked = 0, e.now
+		e.kernel.wanted = true
+	}
 	if !w.on && p.again != 0 && e.now >= p.again {
 		p.again, p.full = 0, false
 		*w = parkWalk{on: true}
@@ -740,6 +776,10 @@ func (e *Engine) walkParked() bool {
 		flags := o.cache.Flags(h)
 		there := flags&extParked != 0 && !w.dumped || flags&extSeen != 0
 		o.cache.SetFlags(h, 0, extSeen)
+		if flags&extEnded != 0 && p.passive && !e.isGone(o.id) {
+			o.cache.SetFlags(h, 0, extEnded) // its owner was lost for a while
+			flags &^= extEnded
+		}
 		if !there && flags&extEnded == 0 {
 			p.due(o, h) // of what is ours nothing will come
 		}

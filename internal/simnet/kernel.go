@@ -127,6 +127,18 @@ func told(was, is *flow.Flow) flow.Attrs {
 	return has
 }
 
+// Touch lets a packet pass a flow that changes nothing but the timeout, of which no
+// event tells. It reports whether there is such a flow.
+func (k *Kernel) Touch(t flow.Tuple, timeout uint32) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f := k.bucket(&t)[t]
+	if f != nil {
+		f.Timeout = timeout
+	}
+	return f != nil
+}
+
 // Destroy removes a flow, and reports whether there was one.
 func (k *Kernel) Destroy(t flow.Tuple, port uint32) bool {
 	k.mu.Lock()
@@ -185,12 +197,12 @@ func (k *Kernel) enqueue(q queued) {
 // keep returns f with nothing but the attributes of has.
 func keep(f flow.Flow, has flow.Attrs) flow.Flow {
 	g := flow.Flow{Orig: f.Orig, Reply: f.Reply, Has: has & f.Has}
-	copyAttrs(&g, &f, g.Has)
+	CopyAttrs(&g, &f, g.Has)
 	return g
 }
 
-// copyAttrs copies the attributes named by has, of those that a Kernel knows.
-func copyAttrs(to, from *flow.Flow, has flow.Attrs) {
+// CopyAttrs copies the attributes named by has, of those that a Kernel knows.
+func CopyAttrs(to, from *flow.Flow, has flow.Attrs) {
 	if has&flow.HasMaster != 0 {
 		to.Master = from.Master
 	}

@@ -1,0 +1,972 @@
+package engine
+
+import (
+	"context"
+	"flag"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"syncd/internal/commit"
+	"syncd/internal/flow"
+	"syncd/internal/simnet"
+)
+
+// simParker is the real parker on a simulated kernel.
+type simParker struct {
+	kernel *simnet.Kernel
+	mu     sync.Mutex
+	max    int           // entries of the table, 0 for any number
+	pace   time.Duration // of a batch
+	asked  [flow.ParkRelease + 1]int
+	batch  []simRequest
+}
+
+type simRequest struct {
+	op commit.Op
+	f  flow.Flow
+}
+
+func (p *simParker) Run(ctx context.Context, work <-chan *flow.ParkBatch, done chan<- *flow.ParkBatch) error {
+	park := commit.NewParker(p, commit.Options{MarkMask: 0xffffffff, Labels: true})
+	for {
+		select {
+		case b := <-work:
+			p.mu.Lock()
+			pace := p.pace
+			for i := range b.N {
+				p.asked[b.Items[i].Op]++
+			}
+			p.mu.Unlock()
+			if pace > 0 {
+				select {
+				case <-time.After(pace):
+				case <-ctx.Done():
+					return nil
+				}
+			}
+			if err := park.Park(b); err != nil {
+				return err
+			}
+			done <- b
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (p *simParker) set(fn func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fn()
+}
+
+func (p *simParker) Add(op commit.Op, f *flow.Flow) (int, error) {
+	p.batch = append(p.batch, simRequest{op, *f})
+	return len(p.batch) - 1, nil
+}
+
+func (p *simParker) Flush(fail func(int, unix.Errno)) error {
+	for i := range p.batch {
+		if errno := p.do(&p.batch[i]); errno != 0 {
+			fail(i, errno)
+		}
+	}
+	p.batch = p.batch[:0]
+	return nil
+}
+
+func (p *simParker) do(q *simRequest) unix.Errno {
+	f := &q.f
+	var have flow.Flow
+	there := p.Get(&f.Orig, &have) == nil
+	switch q.op {
+	case commit.Create:
+		p.mu.Lock()
+		full := p.max > 0 && p.kernel.Len() >= p.max
+		p.mu.Unlock()
+		switch {
+		case there || p.Get(&f.Reply, &have) == nil:
+			return unix.EEXIST
+		case full:
+			return unix.ENOMEM
+		case f.Has&flow.HasMaster != 0 && p.Get(&f.Master, &have) != nil:
+			return unix.ENOENT
+		}
+		if f.Has&flow.HasMaster != 0 {
+			f.Status |= flow.StatusExpected
+		}
+		if snat, dnat := f.Translated(); snat || dnat {
+			f.Status |= flow.StatusSrcNATDone | flow.StatusDstNATDone
+			if snat {
+				f.Status |= flow.StatusSrcNAT
+			}
+			if dnat {
+				f.Status |= flow.StatusDstNAT
+			}
+		}
+		made := flow.Flow{Orig: f.Orig, Reply: f.Reply, Has: f.Has} // with what was asked for, and no more
+		simnet.CopyAttrs(&made, f, f.Has)
+		if !p.kernel.Create(made, parkPort) {
+			return unix.EEXIST
+		}
+	case commit.Update:
+		if !there {
+			return unix.ENOENT
+		}
+		const sticky = flow.StatusSeenReply | flow.StatusAssured
+		if f.Has&flow.HasStatus != 0 && (have.Status&^f.Status&sticky != 0 || (have.Status^f.Status)&flow.StatusExpected != 0) {
+			return unix.EBUSY
+		}
+		p.kernel.Update(have.Orig, parkPort, func(h *flow.Flow) {
+			was := *h
+			const never = flow.HasReply | flow.HasMaster | flow.HasHelper | flow.HasID
+			has := f.Has &^ never
+			simnet.CopyAttrs(h, f, has)
+			h.Has |= has
+			if has&flow.HasStatus != 0 {
+				h.Status |= was.Status
+			}
+		})
+	case commit.Delete:
+		if !there || f.Has&flow.HasID != 0 && f.ID != have.ID {
+			return unix.ENOENT
+		}
+		p.kernel.Destroy(have.Orig, parkPort)
+	}
+	return 0
+}
+
+func (p *simParker) Get(t *flow.Tuple, f *flow.Flow) error {
+	flows := p.kernel.Flows()
+	if g, ok := flows[*t]; ok {
+		*f = g
+		return nil
+	}
+	for _, g := range flows {
+		if g.Reply == *t {
+			*f = g
+			return nil
+		}
+	}
+	return unix.ENOENT
+}
+
+// parking makes a node park what its peer has.
+func withParker(cfg *Config) { cfg.Parker = &simParker{kernel: cfg.Events.(*simnet.Kernel)} }
+
+func (d *node) parker() *simParker { return d.cfg.Parker.(*simParker) }
+
+// parkedPair starts two nodes, of which both park what the other one has.
+func parkedPair(t *testing.T) (a, b *node) {
+	_, a, b = pair(t, withParker)
+	return a, b
+}
+
+// parked returns the parked flows of the kernel, others the rest.
+func (d *node) parked() (parked, others table) {
+	parked, others = table{}, table{}
+	for k, f := range d.kernel.Flows() {
+		if f.Parked() {
+			parked[k] = canonical(f)
+		} else {
+			others[k] = canonical(f)
+		}
+	}
+	return parked, others
+}
+
+// wantParked checks that a node's kernel has parked what another one carries, and
+// nothing else.
+func wantParked(t *testing.T, d, owner *node) {
+	t.Helper()
+	got, _ := d.parked()
+	want := owner.kernelTable()
+	for k, f := range got { // what a kernel makes of the flow by itself
+		const made = flow.StatusSeqAdjust
+		f.Status |= want[k].Status & made
+		if f.TCPWScale == [2]uint8{} {
+			f.TCPWScale = want[k].TCPWScale
+		}
+		got[k] = f
+	}
+	if diff := differences(got, want); diff != "" {
+		t.Errorf("parked in the kernel of %s, against the kernel of %s: %s", d.name, owner.name, diff)
+	}
+}
+
+func (d *node) create(t testing.TB, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		f := newFlow(i)
+		if i%3 == 0 {
+			establish(&f)
+		}
+		if !d.kernel.Create(f, 0) {
+			t.Fatalf("flow %d is there", i)
+		}
+	}
+}
+
+const settled = 2 * time.Second
+
+// What a peer has is parked, follows what becomes of it there, does not become the
+// node's own, and is not told to anybody.
+func TestParking(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 200)
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		sent := b.stats().Datagrams
+		quiet := time.Now()
+
+		for i := range 100 {
+			a.kernel.Update(newFlow(i).Orig, 0, func(f *flow.Flow) {
+				establish(f)
+				f.Mark, f.Has = uint32(i+1), f.Has|flow.HasMark
+			})
+		}
+		for i := 150; i < 200; i++ {
+			a.kernel.Destroy(newFlow(i).Orig, 0)
+		}
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		wantInStep(t, a, b)
+		if own := b.internalTable(); len(own) > 0 {
+			t.Errorf("%d parked flows became the node's own", len(own))
+		}
+		if n := a.externalTable(); len(n) > 0 {
+			t.Errorf("%d parked flows were sent back", len(n))
+		}
+		// Acknowledgements and signs of life are all that is sent.
+		if n := b.stats().Datagrams - sent; n > 40+uint64(time.Since(quiet)/time.Second) {
+			t.Errorf("%d datagrams sent by the standby", n)
+		}
+		s := b.stats()
+		if s.ParkResults != ([flow.ParkResults]uint64{}) {
+			t.Errorf("not parked: %v", s.ParkResults)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// A burst of updates of one flow is one request.
+func TestParkingCollapsesBursts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 1)
+		time.Sleep(settled)
+		for i := range 1000 {
+			a.kernel.Update(newFlow(0).Orig, 0, func(f *flow.Flow) { f.Mark, f.Has = uint32(i+1), f.Has|flow.HasMark })
+		}
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		if n := b.stats().Parks[flow.ParkUpdate]; n == 0 || n > 20 {
+			t.Errorf("%d requests for a burst", n)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// A tuple that is used again at once, and with another mapping.
+func TestParkingTupleAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		const nat = 5 // newFlow(5) is translated
+		f := newFlow(nat)
+		establish(&f)
+		a.kernel.Create(f, 0)
+		time.Sleep(settled)
+		for port := range uint16(5) {
+			a.kernel.Destroy(f.Orig, 0)
+			if port > 2 {
+				time.Sleep(settled)
+			}
+			g := newFlow(nat)
+			g.Reply.DstPort = 50000 + port
+			if !a.kernel.Create(g, 0) {
+				t.Fatal("not created")
+			}
+			time.Sleep(settled)
+			wantParked(t, b, a)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// The same flow is alive here and there, as on asymmetric ways: it is this node's own
+// as long as it lives here, and then the peer's.
+func TestParkingOfWhatIsAlive(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		f := newFlow(0)
+		a.kernel.Create(f, 0)
+		b.kernel.Create(f, 0)
+		time.Sleep(settled)
+		for range 3 {
+			a.kernel.Update(f.Orig, 0, establish)
+			b.kernel.Update(f.Orig, 0, func(f *flow.Flow) { f.Mark, f.Has = f.Mark+1, f.Has|flow.HasMark })
+			time.Sleep(settled)
+		}
+		for _, d := range []*node{a, b} {
+			if parked, others := d.parked(); len(parked) != 0 || len(others) != 1 || len(d.internalTable()) != 1 {
+				t.Errorf("%s: %d parked, %d others", d.name, len(parked), len(others))
+			}
+		}
+		wantInStep(t, a, b)
+		wantInStep(t, b, a)
+
+		// It ends on one side. That is not in charge, so it keeps it for the other.
+		b.do(func() { b.SetPassive(true) })
+		b.kernel.Destroy(f.Orig, 0)
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		if _, others := a.parked(); len(others) != 1 {
+			t.Error("the end here ended it there")
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// Packets pass a parked entry: with an event it becomes the node's own, with all that
+// only its owner has told.
+func TestParkedIsTouched(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		for i := range 8 {
+			f := newFlow(i)
+			f.Labels, f.Has = [16]byte{7}, f.Has|flow.HasLabels
+			f.SeqAdj[0], f.Has = flow.SeqAdj{Pos: 9, Before: 1, After: 2}, f.Has|flow.HasSeqAdjOrig|flow.HasSeqAdjRepl
+			f.Status |= flow.StatusSeqAdjust
+			f.Mark, f.Has = 5, f.Has|flow.HasMark
+			a.kernel.Create(f, 0)
+			a.kernel.Update(f.Orig, 0, func(f *flow.Flow) { f.Labels[0]++ })
+		}
+		a.do(a.RequestKernelSync) // the sequence adjustment is in no event
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		for i := range 8 {
+			b.kernel.Update(newFlow(i).Orig, 0, func(f *flow.Flow) { establish(f); f.Timeout = 120 })
+		}
+		time.Sleep(settled)
+		own := b.internalTable()
+		for k, f := range a.kernelTable() {
+			g := own[k]
+			if g.Labels != f.Labels || g.SeqAdj != f.SeqAdj || g.Mark != f.Mark || g.Helper != f.Helper || g.Master != f.Master {
+				t.Errorf("of what its owner told something is missing:\n\thave %s\n\twant %s", text(g), text(f))
+			}
+			if g.Status&flow.StatusAssured == 0 {
+				t.Errorf("what the event told is missing: %s", text(g))
+			}
+		}
+		if len(own) != 8 || b.stats().Touched != 8 {
+			t.Errorf("%d flows, touched %d", len(own), b.stats().Touched)
+		}
+		// The owner's later words do not change it.
+		for i := range 8 {
+			a.kernel.Update(newFlow(i).Orig, 0, func(f *flow.Flow) { f.Mark = 77 })
+		}
+		time.Sleep(settled)
+		if parked, _ := b.parked(); len(parked) > 0 {
+			t.Errorf("%d flows of this node were parked", len(parked))
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// Packets pass a parked entry, no event tells of it, and its owner ends it: it stays.
+func TestParkedIsTouchedSilently(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 8)
+		time.Sleep(settled)
+		for i := range 4 {
+			b.kernel.Touch(newFlow(i).Orig, 120)
+		}
+		for i := range 8 {
+			a.kernel.Destroy(newFlow(i).Orig, 0)
+		}
+		time.Sleep(settled)
+		parked, others := b.parked()
+		if len(parked) != 0 || len(others) != 4 || len(b.internalTable()) != 4 {
+			t.Errorf("%d parked, %d others, %d own, want 0, 4, 4", len(parked), len(others), len(b.internalTable()))
+		}
+		wantInStep(t, b, a)
+		a.stop()
+		b.stop()
+	})
+}
+
+// A parked entry vanishes from the kernel: it is put back, as long as its owner lives.
+func TestParkedVanishes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 50)
+		time.Sleep(settled)
+		for i := range 50 {
+			b.kernel.Destroy(newFlow(i).Orig, 0)
+		}
+		time.Sleep(settled)
+		wantParked(t, b, a)
+
+		a.stop()
+		time.Sleep(time.Minute)
+		for i := range 25 {
+			b.kernel.Destroy(newFlow(i).Orig, 0)
+		}
+		time.Sleep(settled)
+		if parked, _ := b.parked(); len(parked) != 25 {
+			t.Errorf("%d parked, want 25: nobody has the others", len(parked))
+		}
+		// And what has ended here does not come back with a takeover.
+		b.adopt()
+		time.Sleep(settled)
+		if _, others := b.parked(); len(others) != 25 {
+			t.Errorf("%d flows after the takeover, want 25", len(others))
+		}
+		b.stop()
+	})
+}
+
+// adopt is what a takeover does.
+func (d *node) adopt() {
+	held := make(chan struct{})
+	d.do(func() { d.SetPassive(false); d.HoldPark(func() { close(held) }) })
+	<-held
+	var flows []flow.Flow
+	d.do(func() {
+		for _, o := range d.replica.Owners() {
+			for pos, more := flow.Handle(0), true; more; more = pos != 0 {
+				pos = d.Adopt(o, pos, 64, func(f *flow.Flow, age time.Duration, parked bool) (bool, bool) {
+					flows = append(flows, *f)
+					return true, true
+				})
+			}
+		}
+	})
+	for _, f := range flows {
+		if !d.kernel.Update(f.Orig, commitPort, func(g *flow.Flow) { g.Timeout = 300 }) {
+			d.kernel.Create(f, commitPort)
+		}
+	}
+	d.do(func() { d.HoldPark(nil) })
+}
+
+// A takeover: the entries are this node's own, whatever its peer says from then on;
+// and the peer, once it is told that it is not in charge, yields what it had.
+func TestAdoptAndYield(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 300)
+		time.Sleep(settled)
+		b.adopt()
+		time.Sleep(settled)
+		if parked, others := b.parked(); len(parked) > 0 || len(others) != 300 {
+			t.Fatalf("%d parked, %d others after the takeover", len(parked), len(others))
+		}
+		b.do(b.Mode().Bulk) // as conntrackd's dialect wants it
+		time.Sleep(settled)
+		wantInternal(t, b)
+		wantInStep(t, b, a)
+		// The old one does not know yet, and changes some.
+		for i := range 100 {
+			a.kernel.Update(newFlow(i).Orig, 0, func(f *flow.Flow) { f.Mark, f.Has = 9, f.Has|flow.HasMark })
+		}
+		time.Sleep(settled)
+		if parked, _ := b.parked(); len(parked) > 0 {
+			t.Errorf("%d flows were parked again", len(parked))
+		}
+
+		a.do(func() { a.SetPassive(true) })
+		time.Sleep(settled)
+		wantParked(t, a, b)
+		if own := a.internalTable(); len(own) > 0 {
+			t.Errorf("%d flows were not yielded", len(own))
+		}
+		if _, others := b.parked(); len(others) != 300 || len(b.internalTable()) != 300 {
+			t.Errorf("yielding killed some: %d are left", len(others))
+		}
+		// New ones come and go; what passes the old one in spite of all is its own.
+		b.create(t, 300, 350)
+		f := newFlow(7)
+		a.kernel.Update(f.Orig, 0, func(f *flow.Flow) { establish(f); f.Timeout = 100 })
+		time.Sleep(settled)
+		b.kernel.Update(f.Orig, 0, establish)
+		time.Sleep(settled)
+		if _, others := a.parked(); len(others) != 1 || len(a.internalTable()) != 1 {
+			t.Errorf("%d flows of its own, want the one that packets pass", len(others))
+		}
+		a.kernel.Destroy(f.Orig, 0)
+		time.Sleep(settled)
+		wantParked(t, a, b)
+
+		// And back.
+		a.adopt()
+		a.do(a.Mode().Bulk)
+		b.do(func() { b.SetPassive(true) })
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		if _, others := a.parked(); len(others) != 350 {
+			t.Errorf("%d flows after the return, want 350", len(others))
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// A flow that ended at the new primary is not parked again by what an old one still
+// has of it.
+func TestEndedAfterTakeover(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 10)
+		time.Sleep(settled)
+		b.adopt()
+		for i := range 10 {
+			b.kernel.Destroy(newFlow(i).Orig, 0)
+		}
+		time.Sleep(settled)
+		b.do(b.RequestKernelSync)
+		time.Sleep(settled)
+		if n := b.kernel.Len(); n != 0 {
+			t.Errorf("%d flows came back", n)
+		}
+		b.adopt()
+		time.Sleep(settled)
+		if n := b.kernel.Len(); n != 0 {
+			t.Errorf("%d flows came back with a second takeover", n)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// The standby loses events, and reads its table: what is parked stays what it is.
+func TestParkedAndOverrun(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 200)
+		b.create(t, 300, 310)
+		time.Sleep(settled)
+		b.kernel.SocketLimit = 10
+		b.kernel.Stall(true)
+		for i := range 50 { // also while nobody hears it
+			a.kernel.Destroy(newFlow(i).Orig, 0)
+			b.kernel.Update(newFlow(300).Orig, 0, func(f *flow.Flow) { f.Mark++ })
+		}
+		b.kernel.Destroy(newFlow(60).Orig, 0) // parked, and lost unnoticed
+		time.Sleep(settled)
+		b.kernel.Stall(false)
+		time.Sleep(10 * time.Second)
+		if b.kernel.Overruns() == 0 || b.stats().Resyncs < 2 {
+			t.Fatal("nothing was lost")
+		}
+		wantParked(t, b, a)
+		if own := b.internalTable(); len(own) != 10 {
+			t.Errorf("%d own flows, want 10", len(own))
+		}
+		if n := a.externalTable(); len(n) != 10 {
+			t.Errorf("%d flows were told, want 10", len(n))
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// The standby's process starts again, and knows nothing: neither are its parked entries
+// its own then, nor are they removed before its peer has told everything.
+func TestParkedAndRestart(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		alone  bool
+		policy OrphanPolicy
+	}{{"beside its peer", false, OrphansGo}, {"alone", true, OrphansAdopt}} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				a, b := parkedPair(t)
+				a.create(t, 0, 100)
+				time.Sleep(settled)
+				b.stop()
+				for i := range 20 { // ended meanwhile
+					a.kernel.Destroy(newFlow(i).Orig, 0)
+				}
+				if c.alone {
+					a.stop()
+				}
+				b.start()
+				time.Sleep(settled / 2)
+				if parked, others := b.parked(); len(parked) != 100 || len(others) != 0 || len(b.internalTable()) != 0 {
+					t.Fatalf("%d parked, %d others, %d own after the start", len(parked), len(others), len(b.internalTable()))
+				}
+				time.Sleep(30 * time.Second)
+				var orphans uint64
+				b.do(func() {
+					orphans = b.Orphans()
+					b.SetOrphans(c.policy)
+					b.RequestKernelSync()
+				})
+				if orphans == 0 {
+					t.Error("no orphans were found")
+				}
+				time.Sleep(settled)
+				if !c.alone {
+					wantParked(t, b, a)
+					a.stop()
+				} else if parked, others := b.parked(); len(parked) != 0 || len(others) != 100 || len(b.internalTable()) != 100 {
+					t.Errorf("%d parked, %d others, %d own: nobody else has them", len(parked), len(others), len(b.internalTable()))
+				}
+				b.stop()
+			})
+		})
+	}
+}
+
+// The active's process starts again: what it had is in doubt, not gone.
+func TestParkedInDoubt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 100)
+		time.Sleep(settled)
+		a.stop()
+		for i := range 20 {
+			a.kernel.Destroy(newFlow(i).Orig, 0)
+		}
+		deleted := func() uint64 { return b.stats().Parks[flow.ParkDelete] }
+		a.start()
+		for deadline := time.Now().Add(time.Minute); deleted() == 0 && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+			if parked, _ := b.parked(); len(parked) < 80 {
+				t.Fatalf("%d are parked", len(parked))
+			}
+		}
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		if n := deleted(); n != 20 {
+			t.Errorf("%d deletions, want 20", n)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// Flushing the external cache takes what is parked out of the kernel, and nothing else.
+func TestParkedAndFlush(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 100)
+		b.create(t, 200, 220)
+		time.Sleep(settled)
+		b.do(b.FlushExternal)
+		time.Sleep(settled)
+		if parked, others := b.parked(); len(parked) != 0 || len(others) != 20 {
+			t.Errorf("%d parked, %d others", len(parked), len(others))
+		}
+		b.do(b.Mode().RequestResync)
+		time.Sleep(30 * time.Second)
+		wantParked(t, b, a)
+		// Flows that were forgotten, and live in the kernel, are not parked over.
+		b.create(t, 300, 301)
+		time.Sleep(settled)
+		b.do(b.FlushInternal)
+		a.kernel.Update(newFlow(300).Orig, 0, func(f *flow.Flow) { establish(f); f.Timeout = 100 })
+		time.Sleep(settled)
+		if b.stats().ParkResults[flow.ParkLocal] != 1 {
+			t.Errorf("%v", b.stats().ParkResults)
+		}
+		if f := b.kernel.Flows()[newFlow(300).Orig]; f.Parked() {
+			t.Error("a flow that lives here was parked")
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// What peers have clashes with what lives here: it stays out, and is parked when there
+// is room, at the latest when the table is read again.
+func TestParkedClash(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		f := newFlow(5) // translated
+		local := newFlow(13)
+		local.Reply = f.Reply
+		b.kernel.Create(local, 0)
+		a.kernel.Create(f, 0)
+		time.Sleep(settled)
+		if n := b.stats().ParkResults[flow.ParkClash]; n != 1 {
+			t.Errorf("%d clashes, want 1", n)
+		}
+		if p := b.kernel.Flows()[local.Orig]; p.Parked() || b.kernel.Len() != 1 {
+			t.Error("a flow that lives here gave way")
+		}
+		b.kernel.Destroy(local.Orig, 0)
+		b.do(b.RequestKernelSync)
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		a.stop()
+		b.stop()
+	})
+}
+
+// The kernel's table is full: said, retried at leisure, and mended when there is room.
+func TestParkedFullTable(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		b.parker().set(func() { b.parker().max = 60 })
+		a.create(t, 0, 100)
+		time.Sleep(settled)
+		if p := b.problems(); p != "the kernel's table is full: some flows of a peer are not in it" {
+			t.Errorf("problems: %q", p)
+		}
+		before := b.parker().asked[flow.ParkCreate]
+		time.Sleep(time.Minute)
+		if n := b.parker().asked[flow.ParkCreate] - before; n == 0 || n > 7*100 {
+			t.Errorf("%d tries in a minute for 40 flows", n)
+		}
+		b.parker().set(func() { b.parker().max = 0 })
+		time.Sleep(30 * time.Second)
+		wantParked(t, b, a)
+		if p := b.problems(); p != "" {
+			t.Errorf("problems: %q", p)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// A slow kernel stops neither the loop nor the messages, and what waits is bounded.
+func TestSlowParker(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		b.parker().set(func() { b.parker().pace = 10 * time.Second })
+		for round := range 20 {
+			for i := range 300 {
+				f := newFlow(i)
+				if !a.kernel.Create(f, 0) {
+					a.kernel.Update(f.Orig, 0, func(f *flow.Flow) { f.Mark, f.Has = uint32(round), f.Has|flow.HasMark })
+				}
+				if i%3 == round%3 {
+					a.kernel.Destroy(f.Orig, 0)
+				}
+			}
+			time.Sleep(time.Second)
+			var waiting int
+			b.do(func() { _, waiting = b.Parked() })
+			if waiting > 600 {
+				t.Fatalf("%d changes wait for 300 flows", waiting)
+			}
+		}
+		wantInStep(t, a, b)
+		time.Sleep(10 * time.Minute)
+		for i := range 300 { // whose masters come and go
+			if i%8 == 7 {
+				a.kernel.Destroy(newFlow(i).Orig, 0)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		wantParked(t, b, a)
+		a.stop()
+		b.stop()
+	})
+}
+
+// A parked entry that nobody mentions for weeks is parked anew in time.
+func TestParkedForWeeks(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 20)
+		time.Sleep(settled)
+		for i := range 20 { // ten days later, with a day of pause each
+			b.kernel.Touch(newFlow(i).Orig, flow.ParkTimeout-parkSlack-86400*uint32(i%3-1))
+		}
+		time.Sleep(25 * time.Hour)
+		for k, f := range b.kernel.Flows() {
+			if f.Timeout < flow.ParkTimeout-parkSlack {
+				t.Errorf("flow %d has %d s left", k.SrcPort, f.Timeout)
+			}
+		}
+		if n := b.stats().Parks[flow.ParkUpdate]; n != 13 {
+			t.Errorf("%d entries were parked anew, want 13", n)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// A child whose master comes later is parked with it; one whose master never comes,
+// without.
+func TestParkedMasters(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		child, master := newFlow(7), newFlow(6)
+		a.kernel.Create(child, 0)
+		a.kernel.Create(master, 0)
+		lone := newFlow(15)
+		lone.Master = newFlow(14).Orig
+		a.kernel.Create(lone, 0)
+		time.Sleep(settled)
+		flows := b.kernel.Flows()
+		if f := flows[child.Orig]; f.Status&flow.StatusExpected == 0 || f.Master != master.Orig {
+			t.Error("a child was parked without its master")
+		}
+		if f, ok := flows[lone.Orig]; !ok || f.Status&flow.StatusExpected != 0 {
+			t.Error("a child whose master is nowhere was not parked, or with one")
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// What comes while the parker is held waits.
+func TestHoldPark(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		b.parker().set(func() { b.parker().pace = time.Second })
+		a.create(t, 0, 10)
+		time.Sleep(200 * time.Millisecond)
+		held := make(chan struct{})
+		b.do(func() { b.HoldPark(func() { close(held) }) })
+		begin := time.Now()
+		<-held
+		if d := time.Since(begin); d == 0 || b.kernel.Len() != 10 {
+			t.Errorf("held after %v, with %d entries", d, b.kernel.Len())
+		}
+		a.create(t, 10, 20)
+		time.Sleep(settled)
+		if n := b.kernel.Len(); n != 10 {
+			t.Errorf("%d entries while the parker is held", n)
+		}
+		b.do(func() { b.HoldPark(nil) })
+		time.Sleep(2 * settled)
+		wantParked(t, b, a)
+		a.stop()
+		b.stop()
+	})
+	bubble(t, func(t *testing.T) { // and where nothing is parked
+		a, _ := alone(t)
+		called := false
+		a.do(func() {
+			a.HoldPark(func() { called = true })
+			a.HoldPark(nil)
+			a.SetPassive(true)
+			a.SetOrphans(OrphansGo)
+		})
+		if n, w := a.Parked(); !called || a.Parks() || n != 0 || w != 0 || a.Orphans() != 0 {
+			t.Error("a node that parks nothing")
+		}
+		synctest.Wait()
+		a.stop()
+	})
+}
+
+// TestParkedCluster is TestCluster with nodes that park what the others have, and
+// change their roles: in the end each kernel has, besides its own flows, those of all
+// others parked, and nothing else.
+func TestParkedCluster(t *testing.T) {
+	first, n := uint64(1), 12
+	if raceEnabled || testing.Short() {
+		n = 4
+	}
+	if *seed != 0 {
+		first, n = *seed, 1
+	}
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name == "seeds" {
+			n = *seeds
+		}
+	})
+	for s := range uint64(n) {
+		for _, what := range runCluster(t, first+s, flawNone, func(c *cluster) { c.parks = true }) {
+			t.Error(what)
+		}
+		if t.Failed() {
+			t.Fatalf("replay with: go test ./internal/engine -run 'TestParkedCluster$' -seed %d", first+s)
+		}
+	}
+}
+
+// gone is Config.Gone of a member.
+func (m *member) gone() (gone []uint8) {
+	alive := map[uint8]bool{}
+	for _, p := range m.Peers(m.now) {
+		alive[p.Owner] = alive[p.Owner] || p.Alive && p.Met
+	}
+	for _, o := range m.replica.Owners() {
+		if !alive[o] {
+			gone = append(gone, o)
+		}
+	}
+	return gone
+}
+
+// adopt is a takeover by a member.
+func (c *cluster) adopt(m *member) {
+	m.on(func() {})
+	m.node.adopt()
+}
+
+// agreeParked checks the parked entries of a member's kernel against what it holds of
+// the others.
+func (c *cluster) agreeParked(m *member) {
+	flows := m.kernel.Flows()
+	m.on(func() {
+		p := m.park
+		if n, waiting := m.Parked(); waiting > 0 || p.flying > 0 {
+			c.failf("%s is idle, and %d changes of %d parked entries wait", m.name, waiting, n)
+		}
+		n, known := 0, map[flow.Tuple]bool{}
+		for _, o := range m.replica.list {
+			marks := 0
+			o.cache.Walk(0, 0, func(h flow.Handle) bool {
+				key := o.cache.Key(h)
+				known[key] = true
+				flags := o.cache.Flags(h)
+				if flags&extParked != 0 {
+					marks++
+				}
+				f, there := flows[key]
+				switch {
+				case m.ours(&key):
+					if flags&extParked != 0 {
+						c.failf("%s: flow %d is its own, and counted as parked", m.name, key.SrcPort)
+					}
+				case flags&extEnded != 0:
+				case !there || !f.Parked():
+					c.failf("%s: flow %d of %s is not parked (flags %x): %v", m.name, key.SrcPort, m.OwnerName(o.id), flags, there)
+				case !c.someMark(m, &key, f.Mark):
+					c.failf("%s: flow %d is parked with mark %d, which nobody has", m.name, key.SrcPort, f.Mark)
+				}
+				return true
+			})
+			if marks != o.parked {
+				c.failf("%s: %d entries of %s are parked, counted %d", m.name, marks, m.OwnerName(o.id), o.parked)
+			}
+			n += marks
+		}
+		if n != p.n {
+			c.failf("%s: %d entries are parked, counted %d", m.name, n, p.n)
+		}
+		for k, f := range flows {
+			if f.Parked() && !known[k] {
+				c.failf("%s: flow %d is parked, and nobody has it", m.name, k.SrcPort)
+			}
+		}
+	})
+}
+
+// someMark reports whether an owner has the flow t with this mark.
+func (c *cluster) someMark(m *member, t *flow.Tuple, mark uint32) (some bool) {
+	m.replica.holders(t, func(o *owned, h flow.Handle) {
+		var f flow.Flow
+		o.cache.Load(h, &f)
+		some = some || f.Mark == mark
+	})
+	return some
+}
