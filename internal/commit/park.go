@@ -60,6 +60,11 @@ func (p *Parker) Park(b *flow.ParkBatch) error {
 			return err
 		}
 	}
+	return p.settle()
+}
+
+// settle sends what is in the batch, and looks at what was refused.
+func (p *Parker) settle() error {
 	if err := p.flush(); err != nil {
 		return err
 	}
@@ -68,6 +73,7 @@ func (p *Parker) Park(b *flow.ParkBatch) error {
 			return err
 		}
 	}
+	p.again = p.again[:0]
 	return nil
 }
 
@@ -91,7 +97,7 @@ func (p *Parker) ask(i int) error {
 		p.update(p.f.Has&flow.HasMaster != 0)
 		return p.request(Update, &p.u, parked{item: i})
 	case flow.ParkRemake: // rare, and something has to give way: look
-		if err := p.flush(); err != nil {
+		if err := p.settle(); err != nil {
 			return err
 		}
 		return p.resolve(i, unix.EEXIST)
@@ -103,8 +109,8 @@ func (p *Parker) ask(i int) error {
 func (p *Parker) askDelete(i int, it *flow.Park) error {
 	// What was asked for before may be about the same flow; deletions come first, as a
 	// rule, and do not matter.
-	if p.n > 0 && p.b.Items[p.sent[p.n-1].item].Op != flow.ParkDelete {
-		if err := p.flush(); err != nil {
+	if p.n > 0 && p.b.Items[p.sent[p.n-1].item].Op != flow.ParkDelete || len(p.again) > 0 {
+		if err := p.settle(); err != nil {
 			return err
 		}
 	}
