@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"io"
 	"os"
 
 	"go.uber.org/zap"
@@ -19,7 +18,12 @@ func runDaemon(ctx context.Context, config string, log *zap.Logger, level *zap.A
 	})
 }
 
-func checkConfig(config string, w io.Writer, json bool) error { return daemon.Check(config, w, json) }
+func runCheck(ctx context.Context, o checkOptions) error {
+	return daemon.Check(ctx, daemon.CheckOptions{
+		ConfigPath: o.config, Out: o.out, In: o.in, JSON: o.json, Colour: o.colour,
+		Strict: o.strict, PrintHost: o.printHost, Compare: o.compare,
+	})
+}
 
 func runDemo(ctx context.Context, o demoOptions) error {
 	return demo.Run(ctx, demo.Options{

@@ -30,7 +30,7 @@
 // # What the kernel does that one must know
 //
 //   - An entry that is born while net.netfilter.nf_conntrack_events is 0, or 2
-//     with nobody listening, never emits an event: see CheckHost.
+//     with nobody listening, never emits an event: see Events.
 //   - Changes made through ctnetlink come back as events that carry the port id
 //     of the socket that made them; traffic and timers have 0.
 //   - UPDATE events hold only what changed, and refreshed timeouts are not told.

@@ -198,27 +198,11 @@ func TestStatsAgainstOracle(t *testing.T) {
 
 func TestHost(t *testing.T) {
 	ns := newNS(t, "host")
-	for value, want := range map[string]Severity{"0": Error, "1": Info, "2": Warning} {
+	for _, value := range []string{"0", "1", "2"} {
 		ns.sysctl("net/netfilter/nf_conntrack_events", value)
 		ns.do(func() error {
 			if v, err := Events(); err != nil || value != string(rune('0'+v)) {
 				t.Errorf("events %d, %v, want %s", v, err, value)
-			}
-			byName := make(map[string]Finding)
-			for _, f := range CheckHost() {
-				byName[f.Name] = f
-				if f.Want == "" || f.Why == "" || f.Value == "" {
-					t.Errorf("finding says too little: %+v", f)
-				}
-			}
-			if f := byName["net.netfilter.nf_conntrack_events"]; f.Severity != want || f.Value != value || f.Want != "1" {
-				t.Errorf("%s: %+v", value, f)
-			}
-			if f := byName["CAP_NET_ADMIN"]; f.Severity != Info {
-				t.Errorf("%+v", f)
-			}
-			if len(byName) != 4 {
-				t.Errorf("%d findings", len(byName))
 			}
 			return nil
 		})
