@@ -304,7 +304,7 @@ func (f *firewall) cache(which string) table {
 		return t
 	}
 	ok(f.t, f.ctl.Dump(context.Background(), which, func(d *ctl.DumpEntry) error {
-		if !d.Dead {
+		if !d.Dead && d.Expect == nil {
 			e := fromDump(&d.Flow)
 			t[e.tuple] = e
 		}
