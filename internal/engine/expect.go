@@ -80,11 +80,10 @@ func (e *Engine) expectEvent(ev *flow.Event, x *flow.Expect) {
 		return
 	}
 	e.Stats.ExpectsNew++
-	master := e.fitExpect(x)
-	if master == 0 {
+	e.helperAtWork(x)
+	if e.fitExpect(x) == 0 {
 		return
 	}
-	e.wantFetch(master) // its helper is about to change the packet that told of x
 	delete(e.expects.purged, x.Master)
 	h := e.internal.LookupExpect(x)
 	if e.kernel.running {

@@ -150,6 +150,22 @@ func (e *Engine) adjustable(h flow.Handle, f *flow.Flow) (adjusted, may bool) {
 	return has&flow.HasSynproxy == 0 || has&flow.HasHelper != 0, false
 }
 
+// helperAtWork is told of a new expectation, replicated or not: its helper is about to
+// write the translated address into the packet that told of it.
+func (e *Engine) helperAtWork(x *flow.Expect) {
+	if e.fetch.watched == nil || x.Master.Proto != flow.TCP {
+		return
+	}
+	const changed = flow.StatusSrcNAT | flow.StatusDstNAT | flow.StatusSeqAdjust
+	e.inZone(x, func() bool {
+		h := e.internal.Lookup(&x.Master)
+		if h != 0 && !e.internal.Dead(h) && e.internal.Has(h)&flow.HasHelper != 0 && e.internal.Status(h)&changed != 0 {
+			e.wantFetch(h)
+		}
+		return false
+	})
+}
+
 // wantFetch has entry h, which is alive, asked for in a moment: something has
 // happened that may have changed what the kernel does not tell.
 func (e *Engine) wantFetch(h flow.Handle) {

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"syncd/internal/filter"
 	"syncd/internal/flow"
 )
 
@@ -363,4 +364,45 @@ func TestFetchedDuringDump(t *testing.T) {
 	if _, ok := e.fetch.watched[ev.Flow.Orig]; !ok {
 		t.Error("not watched after a dump that changed nothing")
 	}
+}
+
+// TestFetchByExpectation: a new expectation says that a helper was at work, even where
+// expectations are not replicated. What no helper can have changed is not asked for.
+func TestFetchByExpectation(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, k := alone(t)
+		a.stop()
+		a.cfg.Fetch, a.cfg.Filter = k.Fetch, filter.Compile(filter.Rules{})
+		a.start()
+		time.Sleep(time.Second)
+		zoned := control(1)
+		zoned.Orig.Zone, zoned.Reply.Zone = 9, 9
+		plain := withHelper(3, 0) // not translated
+		udp := control(2)
+		udp.Orig.Proto, udp.Reply.Proto = flow.UDP, flow.UDP
+		all := []flow.Flow{control(0), zoned, plain, udp}
+		for _, f := range all {
+			k.Create(f, 0)
+		}
+		time.Sleep(100 * time.Millisecond)
+		asked := k.Fetched()
+		for i := range all {
+			k.Expect(expects(&all[i], i), 0)
+			k.Adjust(all[i].Orig, adjustment(i+1))
+		}
+		time.Sleep(100 * time.Millisecond)
+		if n := k.Fetched() - asked; n != 2 {
+			t.Errorf("%d flows asked for, want 2", n)
+		}
+		table := a.internalTable()
+		for i, f := range all {
+			if got := table[f.Orig].SeqAdj == adjustment(i+1); got != (i < 2) {
+				t.Errorf("flow %d: adjustment %v", i, table[f.Orig].SeqAdj)
+			}
+		}
+		if len(a.internalExpects()) != 0 {
+			t.Error("expectations are replicated: this tests little")
+		}
+		a.stop()
+	})
 }
