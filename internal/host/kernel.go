@@ -187,7 +187,7 @@ func judgeAdmin(f *Facts) Finding {
 	case !f.Admin.ok():
 		out.Verdict, out.Found, out.Why = Unknown, "unreadable", f.Admin.Err
 	case f.Admin.Value != "present":
-		out.Verdict, out.Fix = Error, "run as root, or with CAP_NET_ADMIN"
+		out.Verdict, out.Found, out.Fix = Error, "missing", "run as root, or with CAP_NET_ADMIN"
 	}
 	return out
 }

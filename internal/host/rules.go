@@ -130,7 +130,7 @@ func (l *Link) rule(in bool, verdict string) string {
 			chain = "output"
 		}
 	}
-	return fmt.Sprintf("in a %s chain: %s %q udp dport %d %s", chain, way, l.Interface, l.Port, verdict)
+	return fmt.Sprintf("in the %s chain: %s %q udp dport %d %s", chain, way, l.Interface, l.Port, verdict)
 }
 
 func (l *Link) notrackFinding(in bool, c certainty) Finding {
@@ -139,7 +139,7 @@ func (l *Link) notrackFinding(in bool, c certainty) Finding {
 	if !in {
 		out.ID = "rules.link_notrack_out"
 	}
-	fix := strings.Replace(l.rule(in, "notrack"), " chain:", " chain with priority raw:", 1)
+	fix := strings.Replace(l.rule(in, "notrack"), " chain:", " chain of priority raw:", 1)
 	switch c {
 	case never:
 		out.Verdict, out.Found, out.Fix = Warning, "tracked", fix

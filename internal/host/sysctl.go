@@ -266,8 +266,8 @@ func judgeReversePath(f *Facts) Finding {
 	var strict []string
 	for name := range f.Sysctls {
 		flat := strings.ReplaceAll(name, "/", ".")
-		ifname, found := strings.CutPrefix(flat, prefix)
-		if ifname, found = strings.CutSuffix(ifname, suffix); !found || ifname == "all" || ifname == "default" || ifname == "lo" {
+		ifname := strings.TrimSuffix(strings.TrimPrefix(flat, prefix), suffix)
+		if len(ifname) != len(flat)-len(prefix)-len(suffix) || ifname == "all" || ifname == "default" || ifname == "lo" {
 			continue
 		}
 		if n, ok := f.sysctl(name); ok && max(n, all) == 1 {

@@ -122,7 +122,11 @@ func (t *textWriter) problem(f *Finding) {
 	for _, l := range [...]struct{ name, text string }{{"want", f.Want}, {"why", f.Why}, {"fix", f.Fix}} {
 		if l.text != "" {
 			const nameWidth = 6
-			t.printf("%*s%-*s%s\n", verdictWidth, "", nameWidth, l.name, wrap(l.text, verdictWidth+nameWidth))
+			text := l.text
+			if l.name != "fix" { // that is to be copied as it is
+				text = wrap(text, verdictWidth+nameWidth)
+			}
+			t.printf("%*s%-*s%s\n", verdictWidth, "", nameWidth, l.name, text)
 		}
 	}
 }

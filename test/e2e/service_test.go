@@ -442,7 +442,7 @@ func TestDocumentedCommands(t *testing.T) {
 	command := regexp.MustCompile("(?:[`\"]|/sbin/)syncd ((?:ctl )?[a-z-]+)")
 	seen := map[string]bool{}
 	for _, file := range []string{
-		"README.md", "docs/architecture.md", "docs/conntrackd.md", "deploy/keepalived/README.md",
+		"README.md", "docs/architecture.md", "docs/check.md", "docs/conntrackd.md", "deploy/keepalived/README.md",
 		"deploy/keepalived/keepalived.conf", "deploy/systemd/syncd.service", "configs/reference.toml",
 	} {
 		b, err := os.ReadFile(filepath.Join("../..", file))
