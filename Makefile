@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 export GOFLAGS = -buildvcs=false
 LDFLAGS := -s -w -X main.release=$(VERSION)
 
-.PHONY: help build demo test peers lint bench bench-peer install clean
+.PHONY: help build demo test peers lint bench bench-peer bench-commit install clean
 
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
@@ -38,6 +38,9 @@ bench:       ## micro-benchmarks
 
 bench-peer: build peers ## syncd and conntrackd by turns under the same load: some 10 minutes, as root
 	$(GO) run ./test/bench/peer -syncd bin/syncd -json bench-peer.json
+
+bench-commit: build peers ## commit and dump of 1 k to 1 M flows, syncd and conntrackd by turns: some 10 minutes, as root
+	$(GO) run ./test/bench/commit -syncd bin/syncd -json bench-commit.json
 
 install: build  ## program, unit, sysctl and example configuration below DESTDIR
 	install -D -m 0755 bin/syncd $(DESTDIR)$(PREFIX)/sbin/syncd

@@ -84,11 +84,9 @@ func main() {
 
 // parse takes over the lists.
 func (o *options) parse(kinds, rates string) error {
-	for _, k := range strings.Split(kinds, ",") {
-		if !slices.Contains(rig.Kinds, rig.Kind(k)) {
-			return fmt.Errorf("-kinds: %q is none of %v", k, rig.Kinds)
-		}
-		o.kinds = append(o.kinds, rig.Kind(k))
+	var err error
+	if o.kinds, err = rig.ParseKinds(kinds); err != nil {
+		return fmt.Errorf("-kinds: %w", err)
 	}
 	for _, r := range strings.Split(rates, ",") {
 		n, err := strconv.Atoi(r)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,17 @@ const (
 
 // Kinds are all of them.
 var Kinds = []Kind{Sealed, Plain, Conntrackd}
+
+// ParseKinds reads a list of kinds, separated by commas.
+func ParseKinds(list string) (kinds []Kind, err error) {
+	for k := range strings.SplitSeq(list, ",") {
+		if !slices.Contains(Kinds, Kind(k)) {
+			return nil, fmt.Errorf("%q is none of %v", k, Kinds)
+		}
+		kinds = append(kinds, Kind(k))
+	}
+	return kinds, nil
+}
 
 // Settings are what daemons are given beyond their defaults.
 type Settings struct {
