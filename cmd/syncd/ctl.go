@@ -133,6 +133,9 @@ func newCommit(f *ctlFlags) *cobra.Command {
 and report how many entries were created, updated, skipped and refused, and why.
 With --dry-run only look, and report what would be done.
 
+With takeover.mode = "instant" they are there already. They become this node's
+own, and get the timeouts of their states.
+
 On a terminal a bar shows how far the commit is. Scripts get nothing but the
 report.
 
@@ -157,7 +160,8 @@ func newFlush(f *ctlFlags) *cobra.Command {
 		Use:   "flush [internal|external]",
 		Short: "Empty the caches of the daemon",
 		Long: `Empty the internal or the external cache of the daemon, or both when none is
-named. The kernel's table is left alone.
+named. The kernel's table is left alone, but for what instant takeover has put
+there for the peers: it goes with the external cache.
 
 The internal cache stays empty until it is read again (resync --kernel). In
 the syncd dialect the peers give up what it held meanwhile, since they hold

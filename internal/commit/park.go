@@ -24,6 +24,7 @@ const lingerTimeout = 300
 // have begun to pass a moment ago, and the next packet sets that right.
 type Parker struct {
 	k      Kernel
+	x      ExpectKernel // the same; nil if it has no expectations
 	o      Options
 	b      *flow.ParkBatch // the one at work
 	sent   [batchSize]parked
@@ -47,6 +48,7 @@ type parked struct {
 func NewParker(k Kernel, o Options) *Parker {
 	p := &Parker{k: k, o: o}
 	p.o.Timeout = flow.ParkTimeout
+	p.x, _ = k.(ExpectKernel)
 	p.fail = p.answer
 	return p
 }
@@ -81,6 +83,9 @@ func (p *Parker) settle() error {
 func (p *Parker) ask(i int) error {
 	it := &p.b.Items[i]
 	it.Result = flow.ParkDone
+	if it.IsExpect {
+		return p.expect(it)
+	}
 	switch it.Op {
 	case flow.ParkDelete:
 		return p.askDelete(i, it)
@@ -351,6 +356,82 @@ func (p *Parker) alone(op Op, f *flow.Flow) (answer unix.Errno, err error) {
 			answer = errno
 		}
 	})
+	if errors.Is(err, unix.ENOBUFS) {
+		return unix.EEXIST, nil
+	}
+	if err != nil {
+		err = fmt.Errorf("commit: park: %w", err)
+	}
+	return answer, err
+}
+
+// expect does what is asked for about an expectation. These are few, so they go one by
+// one, after their masters. An expectation keeps the timeout that it has on its owner:
+// there, too, nothing refreshes it.
+func (p *Parker) expect(it *flow.Park) error {
+	if err := p.settle(); err != nil {
+		return err
+	}
+	if p.x == nil {
+		it.Result = flow.ParkRefused
+		return nil
+	}
+	x := it.Expect
+	x.Has &^= flow.ExpectHasID
+	if it.Op == flow.ParkDelete || it.Op == flow.ParkRemake {
+		x.Master.Family = x.Tuple.Family // else it is no expectation; nothing more is needed
+		errno, err := p.aloneExpect(Delete, &x)
+		switch {
+		case err != nil:
+			return err
+		case errno == unix.EPERM:
+			return fmt.Errorf("commit: delete an expectation: %w", errno)
+		case errno != 0 && errno != unix.ENOENT:
+			it.Result = flow.ParkRefused
+			return nil
+		case it.Op == flow.ParkDelete:
+			return nil
+		}
+	}
+	errno, err := p.aloneExpect(Create, &x)
+	if err != nil {
+		return err
+	}
+	switch errno {
+	case 0:
+		if x.Has&flow.ExpectHasTimeout == 0 {
+			return nil
+		}
+		// A create takes the timeout of the helper.
+		x.Timeout = max(flow.Remaining(x.Timeout, it.Age), 1)
+		_, err = p.aloneExpect(Update, &x)
+		return err
+	case unix.EEXIST:
+		var have flow.Expect
+		switch err := p.x.GetExpect(&x.Tuple, &have); {
+		case errors.Is(err, unix.EPERM):
+			return fmt.Errorf("commit: look for an expectation: %w", err)
+		case err != nil || !sameExpect(&x, &have):
+			it.Result = flow.ParkClash
+		}
+	case unix.EBUSY, unix.EALREADY:
+		it.Result = flow.ParkClash // it overlaps with another one
+	case unix.ENOENT:
+		it.Result = flow.ParkNoMaster
+	case unix.EPERM:
+		return fmt.Errorf("commit: park an expectation: %w", errno)
+	default:
+		it.Result = flow.ParkRefused
+	}
+	return nil
+}
+
+// aloneExpect is alone for an expectation.
+func (p *Parker) aloneExpect(op Op, x *flow.Expect) (answer unix.Errno, err error) {
+	if _, err := p.x.AddExpect(op, x); err != nil {
+		return unix.EINVAL, nil // it cannot be put into words
+	}
+	err = p.k.Flush(func(_ int, errno unix.Errno) { answer = errno })
 	if errors.Is(err, unix.ENOBUFS) {
 		return unix.EEXIST, nil
 	}

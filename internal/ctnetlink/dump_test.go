@@ -215,6 +215,25 @@ func TestHost(t *testing.T) {
 	}
 }
 
+func TestLongTimeouts(t *testing.T) {
+	ns := newNS(t, "long")
+	ns.do(func() error {
+		if long, err := LongTimeouts(flow.ParkedAbove); err != nil || len(long) != 0 {
+			t.Errorf("the kernel's defaults: %v, %v", long, err)
+		}
+		return nil
+	})
+	ns.sysctl("net/netfilter/nf_conntrack_tcp_timeout_established", "1000001")
+	ns.sysctl("net/netfilter/nf_conntrack_generic_timeout", "1000000")
+	ns.do(func() error {
+		long, err := LongTimeouts(flow.ParkedAbove)
+		if err != nil || len(long) != 1 || long["net.netfilter.nf_conntrack_tcp_timeout_established"] != 1000001 {
+			t.Errorf("%v, %v", long, err)
+		}
+		return nil
+	})
+}
+
 // BenchmarkDump dumps 40,000 flows; nf_conntrack_max is shared, so not more.
 func BenchmarkDump(b *testing.B) {
 	ns := newNS(b, "dumpb")

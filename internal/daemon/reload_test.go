@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"syncd/internal/config"
 	"syncd/internal/flow"
 )
 
@@ -68,6 +69,10 @@ func TestReload(t *testing.T) {
 		t.Error("what needs a restart is in force")
 	}
 	if msg, err = reload(both); err != nil || msg != "needs a restart: sync.ack_window" {
+		t.Errorf("%q, %v", msg, err)
+	}
+	both += "[takeover]\nmode = \"instant\"\n"
+	if msg, err = reload(both); err != nil || msg != "needs a restart: sync.ack_window, takeover.mode" || d.config().Takeover.Mode != config.TakeoverCommit {
 		t.Errorf("%q, %v", msg, err)
 	}
 }

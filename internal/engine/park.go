@@ -51,7 +51,8 @@ type parking struct {
 	gone   [256]bool
 	goneAt monotime.Time
 
-	was, is flow.Flow // of a message
+	was, is   flow.Flow // of a message
+	wasX, isX flow.Expect
 }
 
 // parkedKey is an entry to be deleted.
@@ -109,10 +110,28 @@ func newParking(r *Replica) *parking {
 	return p
 }
 
+// remember notes what entry h was before a message.
+func (p *parking) remember(o *owned, h flow.Handle) {
+	if o.cache.IsExpect(h) {
+		o.cache.LoadExpect(h, &p.wasX)
+		return
+	}
+	o.cache.Load(h, &p.was)
+}
+
 // said notes that a message has made entry h what it is. flags are those that it had
 // before, p.was what it was then if it is not fresh.
 func (p *parking) said(o *owned, h flow.Handle, flags uint8, fresh bool) {
-	if !fresh && flags&extParked != 0 {
+	switch {
+	case fresh || flags&extParked == 0:
+	case o.cache.IsExpect(h):
+		o.cache.LoadExpect(h, &p.isX)
+		if flow.SameExpect(&p.wasX, &p.isX) {
+			o.cache.SetFlags(h, flags, ^flags)
+			return
+		}
+		flags |= extRemake
+	default:
 		o.cache.Load(h, &p.is)
 		// Timeouts do not matter, nor whether what is zero was said to be.
 		p.was.Timeout, p.is.Timeout, p.was.Has, p.is.Has = 0, 0, 0, 0
@@ -319,7 +338,12 @@ func (e *Engine) nextPark(it *flow.Park, looked *int) bool {
 			continue
 		}
 		*looked++
-		it.Flow = flow.Flow{Orig: k.tuple}
+		if it.IsExpect = k.tuple.IsExpectKey(); it.IsExpect {
+			it.Expect = flow.Expect{Tuple: k.tuple}
+			it.Expect.Tuple.Family &^= flow.ExpectKey
+		} else {
+			it.Flow = flow.Flow{Orig: k.tuple}
+		}
 		it.Op, it.Owner = flow.ParkDelete, k.owner
 		return true
 	}
@@ -332,6 +356,7 @@ func (e *Engine) nextPark(it *flow.Park, looked *int) bool {
 		*looked++
 		f := &it.Flow
 		e.internal.Load(h, f)
+		it.IsExpect = false
 		it.Op, it.Age, it.Owner = flow.ParkRelease, e.now.Sub(e.internal.Updated(h)), 0
 		return true
 	}
@@ -360,14 +385,21 @@ func (e *Engine) parkRequest(o *owned, h flow.Handle, it *flow.Park) bool {
 		return false
 	}
 	key := o.cache.Key(h)
-	if ih := e.internal.Lookup(&key); ih != 0 && !e.internal.Dead(ih) {
+	if it.IsExpect = o.cache.IsExpect(h); it.IsExpect {
+		if o.cache.LoadExpect(h, &it.Expect); e.ours(&key) || e.ours(&it.Expect.Master) {
+			p.mark(o, h, false) // the helper works here
+			return false
+		}
+	} else if ih := e.internal.Lookup(&key); ih != 0 && !e.internal.Dead(ih) {
 		if !p.passive || e.internal.Flags(ih)&flagYields == 0 || !e.yield(ih, o, h) {
 			p.mark(o, h, false)
 			return false
 		}
 		flags = o.cache.Flags(h)
 	}
-	o.cache.Load(h, &it.Flow)
+	if !it.IsExpect {
+		o.cache.Load(h, &it.Flow)
+	}
 	it.Age, it.Owner, it.Last = e.now.Sub(o.cache.Updated(h)), o.id, flags&extMasterless != 0
 	switch {
 	case flags&extParked == 0:
@@ -404,13 +436,17 @@ func (e *Engine) parkAnswered(b *flow.ParkBatch) {
 		if o == nil {
 			continue
 		}
-		h := o.cache.Lookup(&it.Flow.Orig)
+		key := it.Key()
+		h := o.cache.Lookup(&key)
 		if h == 0 {
 			continue
 		}
 		p.mark(o, h, false)
 		switch it.Result {
 		case flow.ParkNoMaster:
+			if it.IsExpect && it.Last {
+				break
+			}
 			o.cache.SetFlags(h, extMasterless, 0)
 			p.due(o, h) // after what waits: the master may be among it
 		case flow.ParkFull:

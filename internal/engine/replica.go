@@ -367,7 +367,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 	flags := uint8(0)
 	if r.park != nil && !fresh {
 		if flags = o.cache.Flags(h); flags&extParked != 0 {
-			o.cache.Load(h, &r.park.was)
+			r.park.remember(o, h)
 		}
 	}
 	switch {
@@ -397,7 +397,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 	default:
 		o.cache.Replace(h, &msg.Flow, now)
 	}
-	if r.park != nil && !expect { // expectations are put into the kernel at a takeover
+	if r.park != nil {
 		r.park.said(o, h, flags, fresh)
 	}
 	m := o.at(h)

@@ -77,14 +77,24 @@ func (r ParkResult) String() string {
 	return "?"
 }
 
-// Park is a request about one flow, and its answer.
+// Park is a request about one flow or expectation, and its answer.
 type Park struct {
-	Flow   Flow
-	Age    time.Duration // since the owner said so
-	Op     ParkOp
-	Last   bool // rather without its master than not at all
-	Result ParkResult
-	Owner  uint8 // whose flow it is, as the loop numbers them
+	Flow     Flow
+	Expect   Expect
+	IsExpect bool          // it is about Expect
+	Age      time.Duration // since the owner said so
+	Op       ParkOp
+	Last     bool // rather without its master than not at all
+	Result   ParkResult
+	Owner    uint8 // whose flow it is, as the loop numbers them
+}
+
+// Key is the key under which the loop knows the flow or expectation.
+func (p *Park) Key() Tuple {
+	if p.IsExpect {
+		return p.Expect.Key()
+	}
+	return p.Flow.Orig
 }
 
 // ParkBatchSize is how many requests travel at once: as many as go into one message

@@ -296,6 +296,14 @@ func TestBadHost(t *testing.T) {
 		}
 		says(t, out, "nf_conntrack_events", "error")
 	})
+	t.Run("long timeouts and instant takeover", func(t *testing.T) {
+		const timeout = "net.netfilter.nf_conntrack_tcp_timeout_established"
+		was, err := node.ReadSysctl(timeout)
+		ok(t, err)
+		ok(t, node.Sysctl(timeout, "1000001"))
+		defer node.Sysctl(timeout, was)
+		refused(t, good+instant, nil, timeout+" is 1000001 s", `takeover.mode = "instant"`)
+	})
 	t.Run("socket in use", func(t *testing.T) {
 		fw := newSyncd(t, node, strings.SplitAfterN(good, "\n", 4)[3])
 		refused(t, strings.Replace(good, socket, fw.socket, 1), nil, fw.socket, "another syncd", fmt.Sprint(fw.proc.Cmd.Process.Pid))

@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/ti-mo/conntrack"
 
+	"syncd/internal/ctl"
 	"syncd/internal/flow"
 	"syncd/internal/lab"
 )
@@ -130,4 +133,205 @@ func testInstantTakeover(t *testing.T, first daemonKind, sealed bool) {
 	if parked, _ := parkedOf(t, n1, through); len(parked) > 0 {
 		t.Errorf("after the return %d entries are still parked", len(parked))
 	}
+}
+
+// The gap of a takeover whose script comes a second after the address: as long as that
+// with takeovers by commit, and none to speak of with instant ones.
+func TestTakeoverGap(t *testing.T) {
+	const late = time.Second
+	for _, mode := range []string{"commit", "instant"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			extra := fmt.Sprintf("[takeover]\nmode = %q\n", mode)
+			fw1 := newSyncd(t, p.FW1, syncdConfig(extra, newLink(udp4, 0, 1)))
+			fw2 := newSyncd(t, p.FW2, syncdConfig(extra, newLink(udp4, 0, 2)))
+			fw1.Primary()
+			fw2.Backup()
+			live := openTraffic(t, p)
+			k1, through := openKernel(t, p.FW1), passes(p)
+			waitEqual(t, 10*time.Second, "the standby knows the connections", func() table { return fw2.External().only(through) },
+				func() table { return kernelTable(t, k1, through) }, form{})
+			live.forgetGaps()
+			ok(t, p.TakeOver(p.FW1, p.FW2))
+			time.Sleep(late)
+			fw2.Primary()
+			time.Sleep(2 * grace)
+			gap := live.check(t, "after the takeover")
+			if mode == "commit" && gap < late || mode == "instant" && gap > late/2 {
+				t.Errorf("a gap of %v", gap)
+			}
+		})
+	}
+}
+
+// What is parked is the active node's table, flow by flow and field by field, through
+// churn, restarts of either side, and a flush; it is nobody's own and is not told to
+// anybody; and a takeover gives it the timeouts that it had.
+func TestInstantMirror(t *testing.T) {
+	need(t, "conntrack")
+	for _, c := range []struct {
+		name   string
+		r      roles
+		sealed bool
+	}{
+		{"sealed", roles{ours, ours}, true},
+		{"conntrackd's dialect", roles{ours, ours}, false},
+		{"beside a real conntrackd", roles{theirs, ours}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			testInstantMirror(t, c.r, c.sealed)
+		})
+	}
+}
+
+func testInstantMirror(t *testing.T, r roles, sealed bool) {
+	d := layDuo(t, r, udp4, duoOptions{sealed: sealed, syncd: instant + "[filter]\nlabels = true"})
+	allowLabels(t, d.nA, d.nB)
+	d.startA()
+	d.startB()
+	d.a.Primary()
+	d.b.Backup()
+	n := &instantNode{d.b, d.kB}
+	equal := func(timeout time.Duration, what string) {
+		t.Helper()
+		waitEqual(t, timeout, what, d.kernelB, d.kernelA, d.form())
+		if parked, others := parkedOf(t, n, isTestFlow); len(others) > 0 {
+			t.Errorf("%s: %d are parked, %d are not", what, len(parked), len(others))
+		}
+	}
+	quiet := func(what string) {
+		t.Helper()
+		if own := d.b.Internal().only(isTestFlow); len(own) > 0 {
+			t.Errorf("%s: %d parked flows are the standby's own", what, len(own))
+		}
+		if back := d.a.External().only(isTestFlow); len(back) > 0 {
+			t.Errorf("%s: %d flows came back", what, len(back))
+		}
+	}
+
+	all := specimens()
+	makeAll(t, d.nA, d.kA, all)
+	equal(10*time.Second, "flows of all kinds")
+	in := d.form()
+	parked := map[tuple]conntrack.Flow{}
+	for k, f := range kernelFlows(t, d.kB, isTestFlow) {
+		parked[in.tuple(k)] = f
+	}
+	for k, a := range kernelFlows(t, d.kA, isTestFlow) {
+		b := parked[in.tuple(k)]
+		b.Timeout = a.Timeout
+		if bad := compareCommitted(r, d.opts, a, b); bad != "" {
+			t.Errorf("%v is not parked as it is:\n%s", k, bad)
+		}
+	}
+	quiet("flows of all kinds")
+	ok(t, d.kA.Flush())
+	equal(10*time.Second, "all flows have ended")
+
+	sent := func() (n uint64) {
+		for what, m := range d.b.Stats().Sync.MessagesSent {
+			if what == "data" || strings.HasPrefix(what, "CT_") {
+				n += m
+			}
+		}
+		return n
+	}
+	told := sent()
+	ok(t, churn(t, d.kA, 10000, 3000, 4*time.Second))
+	equal(10*time.Second, "after churn")
+	quiet("after churn")
+	if now := sent(); now != told {
+		t.Errorf("the standby told %d changes of what is parked", now-told)
+	}
+	s := d.b.Stats().Parked
+	t.Logf("after churn: %+v", *s)
+	for why, n := range s.NotParked {
+		if n > 0 {
+			t.Errorf("%d requests: %s", n, why)
+		}
+	}
+
+	// The standby's daemon starts again, without what it knew.
+	create(t, d.kA, 0, 300)
+	equal(10*time.Second, "before the restarts")
+	keeps := func(what string, first, end int) {
+		t.Helper()
+		have := d.kernelB()
+		for i := first; i < end; i++ {
+			f := numbered(i)
+			if _, there := have[kernelTuple(&f)]; !there {
+				t.Fatalf("%s: flow %d has left the standby's kernel", what, i)
+			}
+		}
+	}
+	d.b.Kill()
+	destroy(t, d.kA, 0, 100)
+	create(t, d.kA, 300, 350)
+	d.b.Start()
+	d.b.Backup()
+	for range 20 {
+		keeps("while the standby's daemon starts", 100, 300)
+		time.Sleep(100 * time.Millisecond)
+	}
+	equal(30*time.Second, "after a restart of the standby's daemon")
+	quiet("after a restart of the standby's daemon")
+
+	if r.sender == ours {
+		d.a.Kill()
+		destroy(t, d.kA, 100, 200)
+		time.Sleep(200 * time.Millisecond)
+		d.a.Start()
+		for range 20 {
+			keeps("while the active daemon starts", 200, 350)
+			time.Sleep(100 * time.Millisecond)
+		}
+		equal(30*time.Second, "after a restart of the active daemon")
+		quiet("after a restart of the active daemon")
+	}
+
+	d.b.Flush(ctl.External)
+	waitFor(t, 5*time.Second, "a flush takes what is parked out of the kernel", func() bool { return len(d.kernelB()) == 0 })
+	d.b.Resync()
+	equal(30*time.Second, "after a flush")
+
+	// Takeover. The commit's report, and the timeouts of the states.
+	want := kernelFlows(t, d.kA, isTestFlow)
+	d.b.Primary()
+	got := kernelFlows(t, d.kB, isTestFlow)
+	for k, a := range want {
+		b, there := got[in.tuple(k)]
+		if !there {
+			b, there = got[k]
+		}
+		if !there {
+			t.Errorf("%v is lost", k)
+		} else if bad := compareCommitted(r, d.opts, a, b); bad != "" {
+			t.Errorf("%v was not taken over as it is:\n%s", k, bad)
+		}
+	}
+	rep := d.b.Status().LastCommit
+	if rep == nil || rep.Total().Updated != uint64(len(want)) {
+		t.Errorf("the takeover: %+v of %d", rep, len(want))
+	}
+	if own := d.b.Internal().only(isTestFlow); len(own) != len(want) {
+		t.Errorf("%d own flows after the takeover of %d", len(own), len(want))
+	}
+	if r.sender == theirs {
+		return
+	}
+
+	// The old one yields all of it, which ends none of it.
+	d.a.Backup()
+	waitFor(t, 10*time.Second, "the old primary has parked everything", func() bool {
+		_, others := parkedOf(t, &instantNode{d.a, d.kA}, isTestFlow)
+		return len(others) == 0 && len(d.a.Internal().only(isTestFlow)) == 0
+	})
+	time.Sleep(500 * time.Millisecond) // what a wrong deletion would take
+	if n := len(d.kernelB()); n != len(want) {
+		t.Errorf("%d flows on the new primary, want %d", n, len(want))
+	}
+	destroy(t, d.kB, 200, 250)
+	waitEqual(t, 10*time.Second, "the old primary's kernel", d.kernelA, d.kernelB, d.reverse())
 }

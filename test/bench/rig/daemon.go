@@ -18,13 +18,14 @@ import (
 type Kind string
 
 const (
-	Sealed     Kind = "syncd"       // syncd in its own dialect, sealed, with digests
-	Plain      Kind = "syncd-plain" // syncd in conntrackd's dialect
-	Conntrackd Kind = "conntrackd"  // Debian's
+	Sealed     Kind = "syncd"         // syncd in its own dialect, sealed, with digests
+	Plain      Kind = "syncd-plain"   // syncd in conntrackd's dialect
+	Instant    Kind = "syncd-instant" // syncd in its own dialect, with instant takeover
+	Conntrackd Kind = "conntrackd"    // Debian's
 )
 
 // Kinds are all of them.
-var Kinds = []Kind{Sealed, Plain, Conntrackd}
+var Kinds = []Kind{Sealed, Plain, Instant, Conntrackd}
 
 // ParseKinds reads a list of kinds, separated by commas.
 func ParseKinds(list string) (kinds []Kind, err error) {
@@ -114,6 +115,10 @@ func (r *Rig) syncdConfig(d *Daemon, which int, s Settings) string {
 	if d.Kind == Plain {
 		dialect = "wire = \"conntrackd\"\ninsecure = true"
 	}
+	extra := s.Extra
+	if d.Kind == Instant {
+		extra += "\n[takeover]\nmode = \"instant\""
+	}
 	return fmt.Sprintf(`[node]
 name = %q
 socket = %q
@@ -127,7 +132,7 @@ interface = %q
 local = %q
 peers = [%q]
 port = %d
-`, d.Node.Name(), d.socket, dialect, s.Extra, IfSync, syncAddrs[which].Addr(), syncAddrs[1-which].Addr(), syncPort)
+`, d.Node.Name(), d.socket, dialect, extra, IfSync, syncAddrs[which].Addr(), syncAddrs[1-which].Addr(), syncPort)
 }
 
 // Stop ends the daemon.
