@@ -378,23 +378,29 @@ func TestFTPTakeover(t *testing.T) {
 		name          string
 		first, second daemonKind
 		sealed        bool
+		instant       bool // and the script comes after the transfer that was agreed on
 	}{
-		{"syncd dialect", ours, ours, true},
-		{"conntrackd dialect", ours, ours, false},
-		{"conntrackd dies, syncd lives", theirs, ours, false},
-		{"syncd dies, conntrackd lives", ours, theirs, false},
+		{"syncd dialect", ours, ours, true, false},
+		{"conntrackd dialect", ours, ours, false, false},
+		{"conntrackd dies, syncd lives", theirs, ours, false, false},
+		{"syncd dies, conntrackd lives", ours, theirs, false, false},
+		{"instant", ours, ours, true, true},
+		{"conntrackd dialect, instant", ours, ours, false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			testFTPTakeover(t, tt.first, tt.second, tt.sealed)
+			testFTPTakeover(t, tt.first, tt.second, tt.sealed, tt.instant)
 		})
 	}
 }
 
-func testFTPTakeover(t *testing.T, first, second daemonKind, sealed bool) {
+func testFTPTakeover(t *testing.T, first, second daemonKind, sealed, atOnce bool) {
 	p := newPair(t)
 	loadHelper(t, p.FW1, p.FW2)
 	d := &duo{t: t, opts: duoOptions{sealed: sealed}}
+	if atOnce {
+		d.opts.syncd = instant
+	}
 	start := func(kind daemonKind, n *lab.Node, number int) *firewall {
 		l := newLink(udp4, 0, number)
 		var f *firewall
@@ -404,7 +410,7 @@ func testFTPTakeover(t *testing.T, first, second daemonKind, sealed bool) {
 		case sealed:
 			f = newSyncd(t, n, d.sealedConfig(l)) // they are on by default
 		default:
-			f = newSyncd(t, n, syncdConfig("[filter]\nexpectations = true", l))
+			f = newSyncd(t, n, syncdConfig("[filter]\nexpectations = true\n"+d.opts.syncd, l))
 		}
 		t.Cleanup(func() {
 			if bad := f.Malformed(); f.proc != nil && len(bad) > 0 {
@@ -458,8 +464,13 @@ func testFTPTakeover(t *testing.T, first, second daemonKind, sealed bool) {
 	time.Sleep(300 * time.Millisecond) // an adjustment is asked for when its expectation is known
 
 	ok(t, p.TakeOver(p.FW1, p.FW2))
-	fw2.Primary()
+	if !atOnce {
+		fw2.Primary()
+	}
 	each("the transfer that was agreed on before the takeover", func(c *ftpClient) error { return c.fetch("second-" + c.own.String()) })
+	if atOnce {
+		fw2.Primary()
+	}
 	each("after the takeover", func(c *ftpClient) error { return c.transfer("third-" + c.own.String()) })
 	each("and once more", func(c *ftpClient) error {
 		if _, err := c.command("200", "NOOP"); err != nil {
@@ -467,7 +478,7 @@ func testFTPTakeover(t *testing.T, first, second daemonKind, sealed bool) {
 		}
 		return c.transfer("fourth-" + c.own.String())
 	})
-	if second == ours {
+	if second == ours && !atOnce {
 		st := fw2.Status()
 		if c := st.LastCommit; c == nil || c.Expects.Entries != uint64(len(clients)) || c.Expects.Created != uint64(len(clients)) {
 			t.Errorf("the commit says of expectations: %+v", st.LastCommit)
