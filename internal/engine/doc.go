@@ -104,6 +104,10 @@
 //	                                    as ended here; not if traffic passed it since
 //	table full                          absent, tried again now and then
 //
+// Expectations are parked after their masters, with the timeout that they have on their
+// owner, which nothing refreshes there either. They are left alone where their master is
+// ours, and become ours with it, when a dump finds them.
+//
 // Two nodes that are both in charge, or ways that differ by direction, leave a flow
 // ours on both. That one of them says it has ended then is no end on the other.
 package engine

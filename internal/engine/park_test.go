@@ -28,6 +28,7 @@ type simParker struct {
 type simRequest struct {
 	op commit.Op
 	f  flow.Flow
+	x  *flow.Expect // nil: f
 }
 
 func (p *simParker) Run(ctx context.Context, work <-chan *flow.ParkBatch, done chan<- *flow.ParkBatch) error {
@@ -65,7 +66,7 @@ func (p *simParker) set(fn func()) {
 }
 
 func (p *simParker) Add(op commit.Op, f *flow.Flow) (int, error) {
-	p.batch = append(p.batch, simRequest{op, *f})
+	p.batch = append(p.batch, simRequest{op: op, f: *f})
 	return len(p.batch) - 1, nil
 }
 
@@ -80,6 +81,9 @@ func (p *simParker) Flush(fail func(int, unix.Errno)) error {
 }
 
 func (p *simParker) do(q *simRequest) unix.Errno {
+	if q.x != nil {
+		return p.doExpect(q.op, q.x)
+	}
 	f := &q.f
 	var have flow.Flow
 	there := p.Get(&f.Orig, &have) == nil
@@ -136,6 +140,34 @@ func (p *simParker) do(q *simRequest) unix.Errno {
 			return unix.ENOENT
 		}
 		p.kernel.Destroy(have.Orig, parkPort)
+	}
+	return 0
+}
+
+func (p *simParker) AddExpect(op commit.Op, x *flow.Expect) (int, error) {
+	c := *x
+	p.batch = append(p.batch, simRequest{op: op, x: &c})
+	return len(p.batch) - 1, nil
+}
+
+func (p *simParker) GetExpect(t *flow.Tuple, x *flow.Expect) error {
+	have, ok := p.kernel.Expects()[(&flow.Expect{Tuple: *t}).Key()]
+	if !ok {
+		return unix.ENOENT
+	}
+	*x = have
+	return nil
+}
+
+func (p *simParker) doExpect(op commit.Op, x *flow.Expect) unix.Errno {
+	_, there := p.kernel.Expects()[x.Key()]
+	switch {
+	case op == commit.Create && there:
+		return unix.EEXIST
+	case op == commit.Create && !p.kernel.Expect(*x, parkPort):
+		return unix.ENOENT
+	case op == commit.Delete && !p.kernel.Fulfil(x.Key(), parkPort), op == commit.Update && !there:
+		return unix.ENOENT
 	}
 	return 0
 }
@@ -818,6 +850,65 @@ func TestParkedMasters(t *testing.T) {
 		}
 		if f, ok := flows[lone.Orig]; !ok || f.Status&flow.StatusExpected != 0 {
 			t.Error("a child whose master is nowhere was not parked, or with one")
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// Expectations are parked after their masters, follow what becomes of them, and are the
+// node's own with their masters.
+func TestParkedExpectations(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		_, a, b := pair(t, withParker, func(cfg *Config) { cfg.DumpExpects = cfg.Events.(*simnet.Kernel).DumpExpects })
+		var masters []flow.Flow
+		for i := range 4 {
+			m := withHelper(i, 0)
+			masters = append(masters, m)
+			a.kernel.Create(m, 0)
+			for j := range 3 {
+				a.kernel.Expect(expects(&m, 10*i+j), 0)
+			}
+		}
+		parked := func(want int, what string) {
+			t.Helper()
+			time.Sleep(settled)
+			have := b.kernel.Expects()
+			if len(have) != want {
+				t.Errorf("%s: %d expectations in the kernel, want %d", what, len(have), want)
+			}
+			for k, x := range a.kernel.Expects() {
+				h := have[k]
+				if x, h = sameEverywhere(x), sameEverywhere(h); x != h {
+					t.Errorf("%s: parked is %+v, want %+v", what, h, x)
+				}
+			}
+			if own := b.internalTable(); len(own) > 0 {
+				t.Errorf("%s: %d entries became the node's own", what, len(own))
+			}
+		}
+		parked(12, "at first")
+		x := expects(&masters[0], 1)
+		a.kernel.Fulfil(x.Key(), 0)
+		a.kernel.Destroy(masters[1].Orig, 0)
+		parked(8, "after some ended")
+		b.do(b.RequestKernelSync)
+		parked(8, "after a dump")
+
+		// Packets pass a master: what its peer still expects of it does not matter.
+		b.kernel.Update(masters[2].Orig, 0, func(f *flow.Flow) { f.Mark, f.Has, f.Timeout = 3, f.Has|flow.HasMark, 100 })
+		time.Sleep(settled)
+		a.kernel.Expect(expects(&masters[2], 29), 0)
+		time.Sleep(settled)
+		if n := len(b.kernel.Expects()); n != 8 {
+			t.Errorf("%d expectations, want 8", n)
+		}
+		b.do(b.FlushExternal)
+		time.Sleep(settled)
+		for k, x := range b.kernel.Expects() {
+			if x.Master != masters[2].Orig {
+				t.Errorf("%d is still expected after a flush", k.DstPort)
+			}
 		}
 		a.stop()
 		b.stop()
