@@ -118,7 +118,7 @@ func median(v []float64) float64 {
 
 // table writes the medians, and the ratios to conntrackd where it was measured.
 func (r *Report) table(out io.Writer) {
-	kinds := slices.DeleteFunc(slices.Clone(rig.Kinds), func(k rig.Kind) bool {
+	kinds := slices.DeleteFunc(append(slices.Clone(rig.Kinds), rig.Instant), func(k rig.Kind) bool {
 		return !slices.ContainsFunc(r.Samples, func(s Sample) bool { return s.Kind == k })
 	})
 	fmt.Fprintln(out)

@@ -24,14 +24,14 @@ const (
 	Conntrackd Kind = "conntrackd"    // Debian's
 )
 
-// Kinds are all of them.
-var Kinds = []Kind{Sealed, Plain, Instant, Conntrackd}
+// Kinds are those that are held against one another.
+var Kinds = []Kind{Sealed, Plain, Conntrackd}
 
 // ParseKinds reads a list of kinds, separated by commas.
 func ParseKinds(list string) (kinds []Kind, err error) {
 	for k := range strings.SplitSeq(list, ",") {
-		if !slices.Contains(Kinds, Kind(k)) {
-			return nil, fmt.Errorf("%q is none of %v", k, Kinds)
+		if !slices.Contains(Kinds, Kind(k)) && Kind(k) != Instant {
+			return nil, fmt.Errorf("%q is none of %v, %s", k, Kinds, Instant)
 		}
 		kinds = append(kinds, Kind(k))
 	}
