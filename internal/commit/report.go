@@ -20,17 +20,43 @@ type Report struct {
 	Entries      int            `json:"entries"`
 	Related      int            `json:"related"` // of Entries, those with a master
 	Created      int            `json:"created"`
-	Updated      int            `json:"updated"`       // was there, and learned something
-	AlreadyThere int            `json:"already_there"` // was there, at least as far
-	Replaced     int            `json:"replaced"`      // took the place of an entry that was in its way
-	Skipped      int            `json:"skipped"`       // not put in by our own decision
-	Refused      int            `json:"refused"`       // refused by the kernel
+	Updated      int            `json:"updated"`             // was there, and learned something
+	AlreadyThere int            `json:"already_there"`       // was there, at least as far
+	Replaced     int            `json:"replaced"`            // took the place of an entry that was in its way
+	Skipped      int            `json:"skipped"`             // not put in by our own decision
+	Refused      int            `json:"refused"`             // refused by the kernel
+	OfRelated    Counts         `json:"of_related,omitzero"` // what became of them
 	DryRun       bool           `json:"dry_run,omitempty"`
 	ByReason     map[string]int `json:"by_reason,omitempty"`  // of Skipped and Refused; also what was left out of created entries
 	SkippedBy    map[string]int `json:"skipped_by,omitempty"` // of ByReason, those skipped
 	RefusedBy    map[string]int `json:"refused_by,omitempty"` // of ByReason, those refused
 	Examples     []string       `json:"examples,omitempty"`   // the first few of ByReason
 	Duration     time.Duration  `json:"duration_ns"`
+}
+
+// Counts says what became of entries, in the words of Report.
+type Counts struct {
+	Created      int `json:"created"`
+	Updated      int `json:"updated"`
+	AlreadyThere int `json:"already_there"`
+	Replaced     int `json:"replaced"`
+	Skipped      int `json:"skipped"`
+	Refused      int `json:"refused"`
+}
+
+// counts returns those of all entries.
+func (r *Report) counts() Counts {
+	return Counts{r.Created, r.Updated, r.AlreadyThere, r.Replaced, r.Skipped, r.Refused}
+}
+
+// add adds what has come between two counts.
+func (c *Counts) add(before, after Counts) {
+	c.Created += after.Created - before.Created
+	c.Updated += after.Updated - before.Updated
+	c.AlreadyThere += after.AlreadyThere - before.AlreadyThere
+	c.Replaced += after.Replaced - before.Replaced
+	c.Skipped += after.Skipped - before.Skipped
+	c.Refused += after.Refused - before.Refused
 }
 
 // maxExamples bounds Report.Examples.

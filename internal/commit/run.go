@@ -55,6 +55,7 @@ type item struct {
 	step    step
 	tries   uint8
 	deleted bool       // something gave way to it
+	related bool       // it has a master, or had one
 	err     unix.Errno // of its last create or update
 	delErr  unix.Errno // of its last delete
 }
@@ -143,6 +144,9 @@ func (r *runner) commit(ctx context.Context, part []Entry) error {
 		}
 		if reason := prepare(&part[i], &r.o); reason != "" {
 			r.report.skip(f, reason)
+			if f.Has&flow.HasMaster != 0 {
+				r.report.OfRelated.Skipped++
+			}
 			continue
 		}
 		r.add(f, false)
@@ -167,7 +171,7 @@ func (r *runner) commit(ctx context.Context, part []Entry) error {
 
 // add puts a prepared entry among the items.
 func (r *runner) add(f *flow.Flow, deleted bool) {
-	it := item{flow: f, deleted: deleted, other: &r.other[len(r.items)]}
+	it := item{flow: f, deleted: deleted, other: &r.other[len(r.items)], related: f.Has&flow.HasMaster != 0}
 	if r.noRoom >= fullAfter && len(r.items) > 0 {
 		// Each create in a full table makes the kernel look for something to drop,
 		// which is a living flow of somebody. So one entry of each batch tries whether
@@ -230,9 +234,17 @@ func (r *runner) settle() error {
 func (r *runner) keep(todo []item, again func(*item) (bool, error)) ([]item, error) {
 	next := todo[:0]
 	for i := range todo {
+		related := todo[i].related
+		var before Counts
+		if related {
+			before = r.report.counts()
+		}
 		yes, err := again(&todo[i])
 		if err != nil {
 			return nil, err
+		}
+		if related {
+			r.report.OfRelated.add(before, r.report.counts())
 		}
 		if yes {
 			next = append(next, todo[i])

@@ -19,7 +19,7 @@ import (
 
 // counts returns the figures of a report without times and examples.
 func counts(r Report) Report {
-	r.Duration, r.Examples, r.SkippedBy, r.RefusedBy = 0, nil, nil, nil
+	r.Duration, r.Examples, r.SkippedBy, r.RefusedBy, r.OfRelated = 0, nil, nil, nil, Counts{}
 	return r
 }
 
@@ -38,6 +38,9 @@ func checkSum(t reporter, r Report) {
 	t.Helper()
 	if sum := r.Created + r.Updated + r.AlreadyThere + r.Replaced + r.Skipped + r.Refused; sum != r.Entries {
 		t.Errorf("%d entries, but the parts make %d: %+v", r.Entries, sum, r)
+	}
+	if o := r.OfRelated; o.Created+o.Updated+o.AlreadyThere+o.Replaced+o.Skipped+o.Refused != r.Related {
+		t.Errorf("%d related entries became %+v", r.Related, o)
 	}
 	sum := func(m map[string]int) (n int) {
 		for _, v := range m {
@@ -97,6 +100,9 @@ func TestOrder(t *testing.T) {
 	wantReport := Report{Entries: 7, Related: 5, Created: 7, ByReason: map[string]int{reasonNoMaster: 1}}
 	if diff := cmp.Diff(wantReport, counts(r)); diff != "" {
 		t.Error(diff)
+	}
+	if r.OfRelated != (Counts{Created: 5}) {
+		t.Errorf("of the related ones: %+v", r.OfRelated)
 	}
 	if k.find(fourth.Orig).Has&flow.HasMaster == 0 || k.find(lone.Orig).Has&flow.HasMaster != 0 {
 		t.Error("the wrong one has no master")

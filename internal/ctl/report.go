@@ -24,6 +24,7 @@ type CommitCount struct {
 	Skipped      uint64 `json:"skipped"`       // left out by our own decision
 	Refused      uint64 `json:"refused"`       // by the kernel
 
+	// Why. The reasons of related flows are among those of flows.
 	SkippedBy map[string]uint64 `json:"skipped_by_reason,omitempty"`
 	RefusedBy map[string]uint64 `json:"refused_by_reason,omitempty"`
 	// IncompleteBy counts entries that are in the kernel, but not with all that they

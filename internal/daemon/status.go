@@ -236,7 +236,7 @@ func commitReport(r *reports, started time.Time) *ctl.CommitReport {
 	took := r.flows.Duration + r.expects.Duration
 	rep := &ctl.CommitReport{
 		Started: started, DurationS: took.Seconds(), DryRun: r.flows.DryRun,
-		Flows: commitCount(&r.flows), Expects: commitCount(&r.expects),
+		Flows: commitCount(&r.flows), Related: relatedCount(&r.flows), Expects: commitCount(&r.expects),
 		Examples: append(r.flows.Examples, r.expects.Examples...),
 	}
 	if took > 0 {
@@ -245,10 +245,22 @@ func commitReport(r *reports, started time.Time) *ctl.CommitReport {
 	return rep
 }
 
+// commitCount counts what a report says of entries without a master. The reasons are
+// those of all.
 func commitCount(r *commit.Report) ctl.CommitCount {
+	o := &r.OfRelated
 	return ctl.CommitCount{
-		Entries: uint64(r.Entries), Created: uint64(r.Created + r.Replaced), Updated: uint64(r.Updated),
-		AlreadyThere: uint64(r.AlreadyThere), Skipped: uint64(r.Skipped), Refused: uint64(r.Refused),
+		Entries: uint64(r.Entries - r.Related), Created: uint64(r.Created + r.Replaced - o.Created - o.Replaced),
+		Updated: uint64(r.Updated - o.Updated), AlreadyThere: uint64(r.AlreadyThere - o.AlreadyThere),
+		Skipped: uint64(r.Skipped - o.Skipped), Refused: uint64(r.Refused - o.Refused),
 		SkippedBy: counted(r.SkippedBy), RefusedBy: counted(r.RefusedBy), IncompleteBy: counted(r.Incomplete()),
+	}
+}
+
+func relatedCount(r *commit.Report) ctl.CommitCount {
+	o := &r.OfRelated
+	return ctl.CommitCount{
+		Entries: uint64(r.Related), Created: uint64(o.Created + o.Replaced), Updated: uint64(o.Updated),
+		AlreadyThere: uint64(o.AlreadyThere), Skipped: uint64(o.Skipped), Refused: uint64(o.Refused),
 	}
 }

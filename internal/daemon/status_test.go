@@ -87,6 +87,7 @@ func TestCommitReport(t *testing.T) {
 		Entries: 10, Created: 4, Updated: 2, Replaced: 1, AlreadyThere: 1, Skipped: 1, Refused: 1,
 		ByReason:  map[string]int{"table full": 1, "conflict": 1, "without master": 2},
 		RefusedBy: map[string]int{"table full": 1}, SkippedBy: map[string]int{"conflict": 1},
+		Related: 4, OfRelated: commit.Counts{Created: 1, Replaced: 1, Skipped: 1, Refused: 1},
 		Duration: 2 * time.Second,
 	}
 	x := commit.Report{
@@ -100,8 +101,11 @@ func TestCommitReport(t *testing.T) {
 		t.Errorf("%+v, examples %q", e, got.Examples)
 	}
 	f := got.Flows
-	if f.Entries != 10 || f.Created != 5 || f.Updated != 2 || f.AlreadyThere != 1 || f.Skipped != 1 || f.Refused != 1 {
+	if f.Entries != 6 || f.Created != 3 || f.Updated != 2 || f.AlreadyThere != 1 || f.Skipped != 0 || f.Refused != 0 {
 		t.Errorf("%+v", f)
+	}
+	if f := got.Related; f.Entries != 4 || f.Created != 2 || f.Updated != 0 || f.AlreadyThere != 0 || f.Skipped != 1 || f.Refused != 1 {
+		t.Errorf("related: %+v", f)
 	}
 	for _, by := range []struct{ got, want map[string]uint64 }{
 		{f.RefusedBy, map[string]uint64{"table full": 1}},
