@@ -1,5 +1,5 @@
 // Package commit puts a cache into the kernel's connection-tracking table, and
-// takes entries out of it again.
+// makes entries leave it again that nobody uses.
 //
 // It owns the order (masters before the flows that depend on them), what of an
 // entry is fit to be created on another machine, the batches, what happens when
@@ -40,8 +40,8 @@
 //
 // # Memory and goroutines
 //
-// Run and Purge work on the goroutine of their caller and start none. Run holds
+// Run and Purge work on the goroutine of their caller and start none. Both hold
 // one chunk of entries of a fixed size, whatever the size of the cache, and
-// allocates nothing for each entry as long as nothing clashes. Timeouts are in
+// allocate nothing for each entry as long as nothing clashes. Timeouts are in
 // seconds, ages are durations.
 package commit

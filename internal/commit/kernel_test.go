@@ -484,20 +484,34 @@ func TestKernelEveryKind(t *testing.T) {
 	}
 	sameTables(t, a, b)
 
-	// And out again.
-	n, err := commit.Purge(t.Context(), b.walk, func(f *flow.Flow) bool { return f.Orig.Proto == flow.SCTP }, b.writer)
-	if err != nil {
-		t.Error(err)
+	// And out again: all but SCTP gets a second, and leaves with the next dump.
+	notSCTP := func(flows []flow.Flow, chosen []bool) error {
+		for i := range flows {
+			chosen[i] = flows[i].Orig.Proto != flow.SCTP
+		}
+		return nil
 	}
-	left := b.table()
-	for k, f := range left {
-		if f.TupleOrig.Proto.Protocol != flow.SCTP {
-			t.Errorf("%s is left", k)
+	p, err := commit.Purge(t.Context(), b.walk, notSCTP, b.writer, 1)
+	if err != nil || p.Shortened != p.Chosen || p.Chosen == 0 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	time.Sleep(1500 * time.Millisecond)
+	left := b.dump()
+	for i := range left {
+		if left[i].Flow.Orig.Proto != flow.SCTP {
+			t.Errorf("%+v is left", left[i].Flow.Orig)
 		}
 	}
-	if n+len(left) != len(flows) || len(left) == 0 {
-		t.Errorf("%d deleted, %d left of %d", n, len(left), len(flows))
+	if p.Chosen+len(left) != len(flows) || len(left) == 0 {
+		t.Errorf("%d purged, %d left of %d", p.Chosen, len(left), len(flows))
 	}
+	b.inside(func() error {
+		count, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+		if got := strings.TrimSpace(string(count)); err == nil && got != fmt.Sprint(len(left)) {
+			t.Errorf("the table has %s entries, want %d", got, len(left))
+		}
+		return err
+	})
 }
 
 func TestKernelClashes(t *testing.T) {
@@ -587,10 +601,16 @@ func TestKernelZones(t *testing.T) {
 			t.Errorf("by the reply tuple: %v: %+v", err, got)
 		}
 	}
-	deleted, err := commit.Purge(t.Context(), n.walk, func(f *flow.Flow) bool { return f.Orig.Zone == f.Reply.Zone }, n.writer)
-	if err != nil || deleted != len(ours) {
-		t.Errorf("%d deleted: %v", deleted, err)
+	p, err := commit.Purge(t.Context(), n.walk, func(flows []flow.Flow, chosen []bool) error {
+		for i := range flows {
+			chosen[i] = flows[i].Orig.Zone != flows[i].Reply.Zone
+		}
+		return nil
+	}, n.writer, 1)
+	if err != nil || p.Shortened != len(ours) {
+		t.Errorf("%+v: %v", p, err)
 	}
+	time.Sleep(1500 * time.Millisecond)
 	left := n.dump()
 	if len(left) != len(others) {
 		t.Errorf("%d entries are left, want %d", len(left), len(others))
@@ -844,10 +864,19 @@ func BenchmarkKernelCommit(b *testing.B) {
 				if tt.purge {
 					b.StopTimer()
 					start := time.Now()
-					if _, err := commit.Purge(b.Context(), n.walk, func(*flow.Flow) bool { return false }, n.writer); err != nil {
-						b.Fatal(err)
+					p, err := commit.Purge(b.Context(), n.walk, func(flows []flow.Flow, chosen []bool) error {
+						for i := range chosen {
+							chosen[i] = true
+						}
+						return nil
+					}, n.writer, 1)
+					if err != nil || p.Shortened != flows {
+						b.Fatalf("%+v, %v", p, err)
 					}
 					b.ReportMetric(flows/time.Since(start).Seconds(), "purged/s")
+					if err := n.oracle.Flush(); err != nil {
+						b.Fatal(err)
+					}
 					b.StartTimer()
 				}
 			}

@@ -10,73 +10,121 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Purge deletes the entries of the kernel for which keep is false, and returns
-// how many it deleted. dump calls fn for each entry of the kernel and returns its
-// error at once; it must use another socket than k. An entry is deleted by its
-// original tuple and its ID, so that a newer one with the same tuple stays.
+// PurgeReport counts what a purge did.
+type PurgeReport struct {
+	Chosen    int // entries that are to end
+	Shortened int // of these, those that had more time left
+	Refused   int // of these, those that the kernel did not let us shorten
+}
+
+// Purge makes entries of the kernel end that nobody uses: the chosen ones get a timeout
+// of limit seconds, and never a longer one than they have. The next packet gives an
+// entry its usual timeout again, so what is in use stays. An entry whose time is over
+// leaves the table when somebody finds it, as a dump does.
 //
-// An entry that is gone already does no harm. If the kernel refuses to delete
-// others, the rest is purged all the same and the first refusal is returned. ctx
-// is looked at between batches.
-func Purge(ctx context.Context, dump func(fn func(*flow.Flow) error) error, keep func(*flow.Flow) bool, k Kernel) (int, error) {
-	p := purger{k: k}
+// dump calls fn for each entry of the kernel and returns its error at once; it must use
+// another socket than k. choose looks at some entries at a time and says in chosen which
+// are to end. Entries of a fixed timeout, and those that a flowtable handles, are shown
+// to it but stay as they are.
+//
+// An entry that is gone already does no harm. If the kernel refuses others, the rest is
+// purged all the same and the first refusal is returned. ctx is looked at between
+// batches.
+func Purge(ctx context.Context, dump func(fn func(*flow.Flow) error) error, choose func(flows []flow.Flow, chosen []bool) error, k Kernel, limit uint32) (PurgeReport, error) {
+	p := purger{k: k, choose: choose, limit: limit}
 	p.fail = p.answer
 	err := dump(func(f *flow.Flow) error {
-		if keep(f) {
+		p.flows[p.n] = *f
+		if p.n++; p.n < len(p.flows) {
 			return nil
 		}
-		return p.delete(ctx, f)
+		return p.batch(ctx)
 	})
-	if flushErr := p.flush(); err == nil {
-		err = flushErr
+	if batchErr := p.batch(ctx); err == nil {
+		err = batchErr
 	}
-	if err == nil && p.refused > 0 {
-		err = fmt.Errorf("%d entries not deleted: %w", p.refused, p.first)
+	if err == nil && p.report.Refused > 0 {
+		err = fmt.Errorf("%d entries not shortened: %w", p.report.Refused, p.first)
 	}
 	if err != nil {
 		err = fmt.Errorf("purge: %w", err)
 	}
-	return p.deleted, err
+	return p.report, err
 }
 
 // purger is one purge.
 type purger struct {
-	k       Kernel
-	fail    func(int, unix.Errno) // p.answer, bound once
-	n       int                   // requests in the batch
-	deleted int
-	refused int
-	first   error // why the first was refused
+	k      Kernel
+	choose func([]flow.Flow, []bool) error
+	limit  uint32
+	fail   func(int, unix.Errno) // p.answer, bound once
+
+	flows  [chunkSize]flow.Flow
+	chosen [chunkSize]bool
+	n      int
+
+	sent   int // requests in the batch
+	report PurgeReport
+	first  error // why the first was refused
 }
 
-func (p *purger) delete(ctx context.Context, f *flow.Flow) error {
-	if p.n == 0 && ctx.Err() != nil {
+// batch purges the entries that were gathered.
+func (p *purger) batch(ctx context.Context) error {
+	n := p.n
+	p.n = 0
+	if n == 0 {
+		return nil
+	}
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	_, err := p.k.Add(Delete, f)
+	clear(p.chosen[:])
+	if err := p.choose(p.flows[:n], p.chosen[:n]); err != nil {
+		return err
+	}
+	for i := range n {
+		if !p.chosen[i] {
+			continue
+		}
+		p.report.Chosen++
+		f := &p.flows[i]
+		const untouchable = flow.StatusFixedTimeout | flow.StatusOffload | flow.StatusHWOffload
+		if f.Has&flow.HasTimeout == 0 || f.Timeout <= p.limit || f.Status&untouchable != 0 {
+			continue
+		}
+		f.Has, f.Timeout = flow.HasTimeout, p.limit
+		if err := p.shorten(f); err != nil {
+			return err
+		}
+	}
+	return p.flush()
+}
+
+func (p *purger) shorten(f *flow.Flow) error {
+	_, err := p.k.Add(Update, f)
 	if errors.Is(err, ErrBatchFull) {
 		if err := p.flush(); err != nil {
 			return err
 		}
-		_, err = p.k.Add(Delete, f)
+		_, err = p.k.Add(Update, f)
 	}
 	if err != nil {
 		p.refuse(err)
 		return nil
 	}
-	if p.n++; p.n < batchSize {
+	if p.sent++; p.sent < batchSize {
 		return nil
 	}
 	return p.flush()
 }
 
 func (p *purger) flush() error {
-	if p.n == 0 {
+	if p.sent == 0 {
 		return nil
 	}
-	p.deleted += p.n
-	p.n = 0
-	if err := p.k.Flush(p.fail); err != nil {
+	p.report.Shortened += p.sent
+	p.sent = 0
+	if err := p.k.Flush(p.fail); err != nil && !errors.Is(err, unix.ENOBUFS) { // of that many some were done
 		return err
 	}
 	if errors.Is(p.first, unix.EPERM) {
@@ -87,14 +135,14 @@ func (p *purger) flush() error {
 
 // answer notes that a request of the batch failed.
 func (p *purger) answer(_ int, errno unix.Errno) {
-	p.deleted--
+	p.report.Shortened--
 	if errno != unix.ENOENT {
 		p.refuse(errno)
 	}
 }
 
 func (p *purger) refuse(err error) {
-	p.refused++
+	p.report.Refused++
 	if p.first == nil {
 		p.first = err
 	}

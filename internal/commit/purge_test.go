@@ -18,49 +18,99 @@ func TestPurge(t *testing.T) {
 		}
 		return k
 	}
-	keepOdd := func(f *flow.Flow) bool { return f.Orig.SrcPort%2 == 1 }
-	keepNone := func(*flow.Flow) bool { return false }
+	even := func(flows []flow.Flow, chosen []bool) error {
+		for i := range flows {
+			chosen[i] = flows[i].Orig.SrcPort%2 == 0
+		}
+		return nil
+	}
+	all := func(flows []flow.Flow, chosen []bool) error {
+		for i := range flows {
+			chosen[i] = true
+		}
+		return nil
+	}
+	const limit = 30
+	short := func(k *fakeKernel) (n int) {
+		for _, f := range k.entries {
+			if f.Timeout <= limit {
+				n++
+			}
+		}
+		return n
+	}
+	check := func(t *testing.T, r PurgeReport, err error, want PurgeReport, wantErr error) {
+		t.Helper()
+		if r != want || !errors.Is(err, wantErr) || wantErr == nil && err != nil {
+			t.Errorf("%+v, %v; want %+v, %v", r, err, want, wantErr)
+		}
+	}
 
 	t.Run("some", func(t *testing.T) {
 		for _, room := range []int{0, 10} {
 			k := fill(1000)
 			k.room = room
-			n, err := Purge(t.Context(), k.dump, keepOdd, k)
-			if n != 500 || err != nil || len(k.entries) != 500 {
-				t.Errorf("%d, %v; %d left", n, err, len(k.entries))
-			}
-			if want := (500 + batchSize - 1) / batchSize; room == 0 && k.flushes != want {
-				t.Errorf("%d flushes, want %d", k.flushes, want)
+			r, err := Purge(t.Context(), k.dump, even, k, limit)
+			check(t, r, err, PurgeReport{Chosen: 500, Shortened: 500}, nil)
+			if len(k.entries) != 1000 || short(k) != 500 {
+				t.Errorf("%d left, %d of them short", len(k.entries), short(k))
 			}
 			for _, f := range k.entries {
-				if !keepOdd(f) {
-					t.Errorf("%s is left", describe(&f.Orig))
+				was := tcpFlow(f.Orig.SrcPort)
+				was.ID, was.Has = f.ID, f.Has
+				if f.Orig.SrcPort%2 == 0 {
+					was.Timeout = limit
+				}
+				if *f != was {
+					t.Errorf("%s is %+v, want %+v", describe(&f.Orig), *f, was)
 				}
 			}
 		}
 	})
-	t.Run("nothing", func(t *testing.T) {
-		k := fill(10)
-		if n, err := Purge(t.Context(), k.dump, func(*flow.Flow) bool { return true }, k); n != 0 || err != nil || k.flushes != 0 {
-			t.Errorf("%d, %v, %d flushes", n, err, k.flushes)
+	t.Run("never longer", func(t *testing.T) {
+		k := newFake(t)
+		timeouts := []uint32{0, 1, limit - 1, limit, limit + 1, 1 << 20}
+		for i, s := range timeouts {
+			k.insert(with(tcpFlow(uint16(i)), func(f *flow.Flow) { f.Timeout = s }))
+		}
+		r, err := Purge(t.Context(), k.dump, all, k, limit)
+		check(t, r, err, PurgeReport{Chosen: 6, Shortened: 2}, nil)
+		for i, s := range timeouts {
+			if f := k.find(tcpFlow(uint16(i)).Orig); f.Timeout != min(s, limit) {
+				t.Errorf("a timeout of %d became %d", s, f.Timeout)
+			}
 		}
 	})
-	t.Run("gone and newer", func(t *testing.T) {
+	t.Run("not to be touched", func(t *testing.T) {
+		k := newFake(t)
+		for i, status := range []uint32{flow.StatusFixedTimeout, flow.StatusOffload, flow.StatusHWOffload} {
+			k.insert(with(tcpFlow(uint16(i)), func(f *flow.Flow) { f.Status |= status }))
+		}
+		k.insert(with(tcpFlow(9), func(f *flow.Flow) { f.Has &^= flow.HasTimeout }))
+		r, err := Purge(t.Context(), k.dump, all, k, limit)
+		check(t, r, err, PurgeReport{Chosen: 4}, nil)
+		if k.flushes != 0 {
+			t.Error("something was sent")
+		}
+	})
+	t.Run("nothing", func(t *testing.T) {
+		k := fill(10)
+		r, err := Purge(t.Context(), k.dump, func([]flow.Flow, []bool) error { return nil }, k, limit)
+		check(t, r, err, PurgeReport{}, nil)
+		if k.flushes != 0 {
+			t.Errorf("%d flushes", k.flushes)
+		}
+	})
+	t.Run("gone", func(t *testing.T) {
 		k := fill(10)
 		k.before = func(op Op, f *flow.Flow) unix.Errno {
-			switch f.Orig.SrcPort {
-			case 3: // expired
-				k.remove(f.ID)
-			case 5: // and opened anew
-				k.remove(f.ID)
-				k.insert(tcpFlow(5))
+			if f.Orig.SrcPort == 3 {
+				k.remove(k.byTuple[f.Orig])
 			}
 			return 0
 		}
-		n, err := Purge(t.Context(), k.dump, keepNone, k)
-		if n != 8 || err != nil || len(k.entries) != 1 || k.find(tcpFlow(5).Orig) == nil {
-			t.Errorf("%d, %v; %d left", n, err, len(k.entries))
-		}
+		r, err := Purge(t.Context(), k.dump, all, k, limit)
+		check(t, r, err, PurgeReport{Chosen: 10, Shortened: 9}, nil)
 	})
 	t.Run("refused", func(t *testing.T) {
 		k := fill(300)
@@ -70,37 +120,52 @@ func TestPurge(t *testing.T) {
 			}
 			return 0
 		}
-		n, err := Purge(t.Context(), k.dump, keepNone, k)
-		if n != 298 || !errors.Is(err, unix.EBUSY) || len(k.entries) != 2 {
-			t.Errorf("%d, %v; %d left", n, err, len(k.entries))
+		r, err := Purge(t.Context(), k.dump, all, k, limit)
+		check(t, r, err, PurgeReport{Chosen: 300, Shortened: 298, Refused: 2}, unix.EBUSY)
+		if short(k) != 298 {
+			t.Errorf("%d are short", short(k))
 		}
 	})
 	t.Run("no permission", func(t *testing.T) {
-		k := fill(300)
+		k := fill(3000)
 		k.before = func(Op, *flow.Flow) unix.Errno { return unix.EPERM }
-		n, err := Purge(t.Context(), k.dump, keepNone, k)
-		if n != 0 || !errors.Is(err, unix.EPERM) || k.flushes != 1 {
-			t.Errorf("%d, %v, %d flushes", n, err, k.flushes)
+		r, err := Purge(t.Context(), k.dump, all, k, limit)
+		if r.Shortened != 0 || !errors.Is(err, unix.EPERM) || k.flushes != 1 {
+			t.Errorf("%+v, %v, %d flushes", r, err, k.flushes)
 		}
 	})
-	t.Run("cancelled", func(t *testing.T) {
+	t.Run("answers lost", func(t *testing.T) {
 		k := fill(300)
+		k.flushErr = []error{unix.ENOBUFS}
+		r, err := Purge(t.Context(), k.dump, all, k, limit)
+		check(t, r, err, PurgeReport{Chosen: 300, Shortened: 300}, nil)
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		k := fill(3000)
 		ctx, cancel := context.WithCancel(t.Context())
 		k.before = func(Op, *flow.Flow) unix.Errno { cancel(); return 0 }
-		n, err := Purge(ctx, k.dump, keepNone, k)
-		if n != batchSize || !errors.Is(err, context.Canceled) || len(k.entries) != 300-batchSize || len(k.batch) != 0 {
-			t.Errorf("%d, %v; %d left", n, err, len(k.entries))
+		r, err := Purge(ctx, k.dump, all, k, limit)
+		check(t, r, err, PurgeReport{Chosen: chunkSize, Shortened: chunkSize}, context.Canceled)
+		if short(k) != chunkSize || len(k.batch) != 0 {
+			t.Errorf("%d are short, %d wait", short(k), len(k.batch))
+		}
+	})
+	t.Run("nobody to choose", func(t *testing.T) {
+		k := fill(3000)
+		boom := errors.New("boom")
+		r, err := Purge(t.Context(), k.dump, func([]flow.Flow, []bool) error { return boom }, k, limit)
+		check(t, r, err, PurgeReport{}, boom)
+		if k.flushes != 0 {
+			t.Error("something was sent")
 		}
 	})
 	t.Run("dump fails", func(t *testing.T) {
 		k := fill(300)
 		boom := errors.New("boom")
-		n, err := Purge(t.Context(), func(fn func(*flow.Flow) error) error {
+		r, err := Purge(t.Context(), func(fn func(*flow.Flow) error) error {
 			k.dump(fn)
 			return boom
-		}, keepNone, k)
-		if n != 300 || !errors.Is(err, boom) || len(k.entries) != 0 {
-			t.Errorf("%d, %v; %d left", n, err, len(k.entries))
-		}
+		}, all, k, limit)
+		check(t, r, err, PurgeReport{Chosen: 300, Shortened: 300}, boom)
 	})
 }

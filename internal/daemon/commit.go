@@ -280,18 +280,3 @@ func (d *Daemon) commitExternal(ctx context.Context, src *externalSource, progre
 	d.log.Info(r.String(), zap.Strings("examples", rep.Examples))
 	return rep, nil
 }
-
-// purgeKernel removes from the kernel what this node replicates: flows that another
-// node carries now. The flows of this host itself stay. The caller holds ops.
-func (d *Daemon) purgeKernel(ctx context.Context) (int, error) {
-	d.setTask("purge")
-	defer d.setTask("")
-	d.mu.Lock()
-	f := compileFilter(d.cfg, d.addrs.Addrs)
-	d.mu.Unlock()
-	dump := func(fn func(*flow.Flow) error) error {
-		return ctnetlink.Dump(ctx, ctnetlink.DumpFilter{}, func(ev *flow.Event) error { return fn(&ev.Flow) })
-	}
-	parks := d.engine.Parks()
-	return commit.Purge(ctx, dump, func(fl *flow.Flow) bool { return !f.Match(fl) || parks && fl.Parked() }, kernel{w: d.purges})
-}

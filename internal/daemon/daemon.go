@@ -67,7 +67,7 @@ type Daemon struct {
 	lastCommit *ctl.CommitReport
 	commitSum  ctl.CommitStats
 	readiness  readiness
-	purge      *time.Timer // runs the purge of a node that is not primary; nil if none is due
+	purge      *purge // under way; nil if none is
 }
 
 // Run runs a daemon until ctx ends, and returns nil then.

@@ -107,6 +107,7 @@ func (d *Daemon) watchInterfaces(ctx context.Context, known chan<- struct{}) err
 		d.mu.Unlock()
 		apply := func() {
 			d.engine.SetFilter(f)
+			d.engine.SetHost(s.InUse)
 			if sw, ok := d.channel.Update(monotime.Now()); ok {
 				d.switched(sw)
 			}

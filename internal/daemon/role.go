@@ -25,9 +25,11 @@ func (d *Daemon) release() { d.ops <- struct{}{} }
 
 // SetRole implements ctl.Node: the whole of what a change of role needs.
 //
-//	primary  commit, flush the external cache, read the kernel's table, bulk update
+//	primary  commit, flush the external cache, read the kernel's table, bulk update;
+//	         purge what ended elsewhere while this node was not primary
 //	         (with instant takeover: commit gives what is parked the timeouts of its state)
-//	backup   ask the peer for its state; purge the kernel's flows after a while
+//	backup   ask the peer for its state; purge the flows that another node has taken
+//	         over after a while
 //	fault    as backup
 func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.ProgressFunc) (*ctl.RoleReport, error) {
 	if role != ctl.RolePrimary && role != ctl.RoleBackup && role != ctl.RoleFault {
@@ -38,7 +40,7 @@ func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.Progress
 		return nil, err
 	}
 	defer d.release()
-	d.stopPurge()
+	pending := d.stopPurge()
 	d.mu.Lock()
 	rep := &ctl.RoleReport{Role: role, Before: d.role}
 	d.role, d.roleSince = role, time.Now()
@@ -60,18 +62,21 @@ func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.Progress
 		return rep, err
 	}
 	if role == ctl.RolePrimary {
-		err = d.becomePrimary(ctx, rep, progress, step)
+		err = d.becomePrimary(ctx, rep, pending, progress, step)
 	} else {
 		err = step("resync", func() (string, error) { return "asked the peer for its state", d.requestResync(ctx) })
-		_ = step("purge", func() (string, error) { return d.schedulePurge(), nil })
+		if e := step("purge", func() (string, error) { return d.purgeBehind(ctx, pending) }); err == nil {
+			err = e
+		}
 	}
 	rep.DurationS = monotime.Now().Sub(start).Seconds()
 	return rep, err
 }
 
 // becomePrimary does the steps of a takeover. Each is tried even if one before it
-// failed: a connection saved is a connection saved.
-func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, progress ctl.ProgressFunc, step func(string, func() (string, error)) error) error {
+// failed: a connection saved is a connection saved. pending is the purge that was under
+// way, or nil.
+func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, pending *purge, progress ctl.ProgressFunc, step func(string, func() (string, error)) error) error {
 	first := step("commit", func() (msg string, err error) {
 		src, err := d.newSource(ctx, "")
 		if err != nil {
@@ -81,6 +86,9 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, progres
 		t := rep.Commit.Total()
 		return fmt.Sprintf("%d of %d entries are in the kernel", t.Created+t.Updated+t.AlreadyThere, t.Entries), err
 	})
+	if err := d.settleRemnants(ctx, pending); first == nil { // before what tells of them is forgotten
+		first = err
+	}
 	if first == nil { // what could not be committed may be wanted again
 		first = step("flush", func() (string, error) {
 			return d.flushCommitted(ctx)
@@ -100,6 +108,11 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, progres
 		return "sending the internal cache to the peer", d.engine.Do(ctx, d.engine.Mode().Bulk)
 	}); first == nil {
 		first = err
+	}
+	if pending != nil {
+		if err := step("purge", func() (string, error) { return d.purgeZombies(ctx, pending) }); first == nil {
+			first = err
+		}
 	}
 	return first
 }
@@ -144,49 +157,4 @@ func (d *Daemon) kernelSync(ctx context.Context) error {
 // requestResync asks the peer for its state.
 func (d *Daemon) requestResync(ctx context.Context) error {
 	return d.engine.Do(ctx, d.engine.Mode().RequestResync)
-}
-
-// schedulePurge lets the flows that another node carries now leave the kernel after
-// a while, and says so.
-func (d *Daemon) schedulePurge() string {
-	after := d.config().Purge.After
-	if after == 0 {
-		return "the kernel's flows stay (purge.after is 0)"
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var t *time.Timer
-	t = time.AfterFunc(after, func() {
-		if d.acquire(d.ctx) != nil {
-			return
-		}
-		defer d.release()
-		d.mu.Lock()
-		due := d.purge == t
-		if due {
-			d.purge = nil
-		}
-		d.mu.Unlock()
-		if !due {
-			return
-		}
-		n, err := d.purgeKernel(d.ctx)
-		if err != nil {
-			d.log.Error("purge failed", zap.Error(err), zap.Int("removed", n))
-			return
-		}
-		d.log.Info("purged the kernel's flows that another node carries", zap.Int("removed", n))
-	})
-	d.purge = t
-	return fmt.Sprintf("the kernel's replicated flows will be removed in %v", after)
-}
-
-// stopPurge cancels a purge that is due.
-func (d *Daemon) stopPurge() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.purge != nil {
-		d.purge.Stop()
-		d.purge = nil
-	}
 }

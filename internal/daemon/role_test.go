@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"syncd/internal/ctl"
 	"syncd/internal/flow"
@@ -19,7 +20,7 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	if rep.Role != ctl.RoleBackup || rep.Before != ctl.RoleUnknown || len(rep.Steps) != 2 ||
-		rep.Steps[1].Message != "the kernel's replicated flows will be removed in 1h0m0s" {
+		rep.Steps[1].Message != "flows that another node takes over leave the kernel in 1h0m0s" {
 		t.Errorf("%+v", rep)
 	}
 	st, err := d.Status(t.Context())
@@ -29,8 +30,13 @@ func TestBackup(t *testing.T) {
 	if st.Role != ctl.RoleBackup || !st.Peers[0].Resync {
 		t.Errorf("role %s, resync asked %v", st.Role, st.Peers[0].Resync)
 	}
-	d.stopPurge()
-	if d.purge != nil {
+	// Told again, it goes on with the purge that is under way.
+	p := d.purge
+	due := p.due
+	if _, err := d.SetRole(t.Context(), ctl.RoleFault, nil); err != nil || d.purge != p || p.due.Sub(due).Abs() > time.Second {
+		t.Errorf("the purge began anew: %v", err)
+	}
+	if d.stopPurge() != p || d.purge != nil {
 		t.Error("a purge is still due")
 	}
 }

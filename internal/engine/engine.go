@@ -138,14 +138,16 @@ type Engine struct {
 	scratch  flow.Flow   // for AppendFlow
 	scratchX flow.Expect // the same
 
-	kernel  kernelSync
-	fetch   fetches
-	expects expectSync
-	peer    peerSync
-	park    *parking    // nil without Config.Parker
-	full    bool        // an event was refused for want of room in the internal cache
-	evictAt flow.Handle // where the search for a deletion to give up goes on
-	out     outbox
+	kernel   kernelSync
+	fetch    fetches
+	expects  expectSync
+	peer     peerSync
+	park     *parking // nil without Config.Parker
+	behind   behind
+	remnants bool        // there may be remnants
+	full     bool        // an event was refused for want of room in the internal cache
+	evictAt  flow.Handle // where the search for a deletion to give up goes on
+	out      outbox
 
 	Stats Stats
 }
@@ -156,7 +158,7 @@ type Origin uint8
 const (
 	OriginOther  Origin = iota // traffic, timers, other programs: replicated
 	OriginCommit               // our commit: enters the internal cache, is not replicated by itself
-	OriginPurge                // our purge: leaves the internal cache, is not replicated
+	OriginPurge                // our purge: timeouts that say nothing, ends that are not replicated
 	OriginPark                 // our parker: what is parked is not ours
 )
 
@@ -174,6 +176,8 @@ type Stats struct {
 	ExpectsUnfit                           uint64 // of which the zone cannot be known or told
 	Dumped                                 uint64 // flows told by dumps
 	Overruns                               uint64
+	LeftBehind                             uint64 // masqueraded flows whose address has left this host
+	Purged                                 uint64 // remnants that ended here
 	Resyncs                                uint64 // dumps of the kernel's table completed
 	ResyncsFailed                          uint64
 	Swept                                  uint64 // internal entries found by a resync to have ended unnoticed
@@ -449,6 +453,9 @@ func (e *Engine) slice(ctx context.Context) bool {
 	if e.sweepInternal() {
 		more = true
 	}
+	if e.behindWork() {
+		more = true
+	}
 	if e.park != nil && e.parkSome() {
 		more = true
 	}
@@ -460,6 +467,7 @@ func (e *Engine) slice(ctx context.Context) bool {
 // deadline is when the loop must turn again without input.
 func (e *Engine) deadline() monotime.Time {
 	next := monotime.Earliest(e.mode.Next(e.now), monotime.Earliest(e.kernel.due(), e.fetch.next()))
+	next = monotime.Earliest(next, e.behind.due())
 	if e.park != nil {
 		next = monotime.Earliest(next, e.park.dueAt(e.kernel.first))
 	}

@@ -95,8 +95,9 @@ func (e *Engine) expectEvent(ev *flow.Event, x *flow.Expect) {
 		if h = e.insertExpect(x); h == 0 {
 			return
 		}
-	case e.internal.Dead(h), e.internal.ID(h) != x.ID:
+	case e.gone(h), e.internal.ID(h) != x.ID:
 		e.internal.ReplaceExpect(h, x, e.now)
+		e.internal.SetOwner(h, 0) // its standing
 		replace = true
 	default:
 		changed := e.internal.MergeExpect(h, x, e.now)
@@ -145,13 +146,13 @@ func (e *Engine) destroyExpect(x *flow.Expect, origin Origin) {
 			e.internal.SetDead(h)
 			e.mode.Enqueue(h, false)
 		}
-	case h == 0:
+	case h == 0, e.gone(h):
 	case origin == OriginPurge, purged:
 		e.mode.Forget(h)
 		e.internal.Remove(h)
+	case e.holdExpect(h):
 	default:
-		e.internal.SetDead(h)
-		e.mode.Enqueue(h, false)
+		e.end(h)
 	}
 }
 
@@ -164,7 +165,7 @@ func (e *Engine) fitExpect(x *flow.Expect) (master flow.Handle) {
 	}
 	zone, found := uint16(0), 0
 	e.inZone(x, func() bool {
-		if h := e.internal.Lookup(&x.Master); h != 0 && !e.internal.Dead(h) && e.internal.Has(h)&flow.HasHelper != 0 {
+		if h := e.internal.Lookup(&x.Master); h != 0 && !e.gone(h) && e.internal.Has(h)&flow.HasHelper != 0 {
 			master, zone = h, x.Master.Zone
 			found++
 		}
@@ -202,7 +203,7 @@ func (e *Engine) expectDumped(x *flow.Expect) {
 		return
 	}
 	h := e.internal.LookupExpect(x)
-	same := h != 0 && !e.internal.Dead(h) && e.internal.ID(h) == x.ID
+	same := h != 0 && !e.gone(h) && e.internal.ID(h) == x.ID
 	if !fit {
 		if same {
 			e.internal.SetMark(h, k.epoch)
@@ -227,10 +228,11 @@ func (e *Engine) expectDumped(x *flow.Expect) {
 			return
 		}
 		e.internal.SetFlags(h, flagUpdated, 0)
-	case !e.internal.Dead(h) && e.internal.Mark(h) == k.epoch:
+	case !e.gone(h) && e.internal.Mark(h) == k.epoch:
 		return // an event told of a later one
 	default:
 		e.internal.ReplaceExpect(h, x, e.now)
+		e.internal.SetOwner(h, 0) // its standing
 		e.internal.SetMark(h, k.epoch)
 		replace = true
 	}

@@ -189,13 +189,17 @@ func (e *Engine) event(ev *flow.Event) {
 		e.parkEvent(ev)
 		return
 	}
+	own := OriginOther // also where own changes are replicated
+	if ev.PortID != 0 {
+		own = e.origins[ev.PortID]
+	}
 	h := e.internal.Lookup(&f.Orig)
 	if e.park != nil && h != 0 && ev.PortID == 0 {
 		e.internal.SetFlags(h, 0, flagYields)
 	}
 	if ev.Kind == flow.EventDestroy {
 		e.Stats.EventsDestroy++
-		e.destroy(h, f, origin)
+		e.destroy(h, ev, origin)
 		return
 	}
 	if ev.Kind == flow.EventNew {
@@ -209,7 +213,7 @@ func (e *Engine) event(ev *flow.Event) {
 	if e.park != nil && f.Parked() {
 		f.Has &^= flow.HasTimeout // the packet has not set it yet
 	}
-	if h != 0 && e.internal.Dead(h) && ev.Kind == flow.EventUpdate && e.internal.ID(h) == f.ID {
+	if h != 0 && ev.Kind == flow.EventUpdate && e.gone(h) && e.internal.ID(h) == f.ID {
 		e.Stats.EventsStale++ // built before the destruction, by another processor
 		if e.kernel.running {
 			// Or it is of a flow that got the same id again, and its NEW was lost. The
@@ -222,7 +226,7 @@ func (e *Engine) event(ev *flow.Event) {
 		delete(e.kernel.graves, f.Orig)
 	}
 	replace, whole := false, f
-	if e.park != nil && (h == 0 || e.internal.Dead(h)) {
+	if e.park != nil && (h == 0 || e.gone(h)) {
 		whole = e.whole(ev)
 		defer e.unpark(&f.Orig)
 	}
@@ -231,10 +235,16 @@ func (e *Engine) event(ev *flow.Event) {
 		if h = e.insert(whole); h == 0 {
 			return
 		}
-	case e.internal.Dead(h), !e.same(h, f):
-		e.internal.Replace(h, whole, e.now)
+	case e.gone(h), !e.same(h, f):
+		e.replaceFlow(h, whole)
 		replace = true
+	case own == OriginPurge:
+		e.touch(h, 0) // a timeout that says nothing of the flow
+		return
 	default:
+		if own == OriginOther {
+			e.setStanding(h, 0, remnantStanding) // traffic passes here
+		}
 		e.merge(h, ev, origin)
 		return
 	}
@@ -307,12 +317,16 @@ func (e *Engine) touch(h flow.Handle, told flow.Attrs) {
 }
 
 // destroy applies the end of a flow, whose entry is h if there is one.
-func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
+func (e *Engine) destroy(h flow.Handle, ev *flow.Event, origin Origin) {
+	f := &ev.Flow
 	if e.kernel.running {
 		e.bury(f.Orig)
 	}
-	if e.park != nil && origin != OriginPark && (h == 0 || e.internal.Dead(h) || e.same(h, f)) {
-		e.parkEnded(f, h != 0 && !e.internal.Dead(h))
+	if h != 0 && suspect(ev) && !e.gone(h) && e.same(h, f) && e.hold(h, f) {
+		return
+	}
+	if e.park != nil && origin != OriginPark && (h == 0 || e.gone(h) || e.same(h, f)) {
+		e.parkEnded(f, h != 0 && !e.gone(h))
 	}
 	switch {
 	case h == 0 && !e.kernel.first && origin == OriginOther && e.fit(f):
@@ -322,7 +336,7 @@ func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 			e.internal.SetDead(h)
 			e.mode.Enqueue(h, false)
 		}
-	case h == 0 || e.internal.Dead(h):
+	case h == 0 || e.gone(h):
 	case !e.same(h, f):
 		e.Stats.EventsStale++ // of an earlier flow with this tuple
 	case origin == OriginPurge:
@@ -330,8 +344,7 @@ func (e *Engine) destroy(h flow.Handle, f *flow.Flow, origin Origin) {
 		e.mode.Forget(h)
 		e.internal.Remove(h)
 	default:
-		e.internal.SetDead(h)
-		e.mode.Enqueue(h, false)
+		e.end(h)
 	}
 }
 
@@ -490,19 +503,19 @@ func (e *Engine) dumped(f *flow.Flow) {
 		if k.quiet && !e.cfg.Mirror && e.replica.holds(&f.Orig) {
 			return // as if the event of our commit had told it
 		}
-	case !e.internal.Dead(h) && e.same(h, f):
+	case !e.gone(h) && e.same(h, f):
 		e.internal.SetMark(h, k.epoch)
 		e.followDumped(h, f)
 		if !e.mergeDumped(h, f) {
 			return
 		}
 		e.internal.SetFlags(h, flagUpdated, 0)
-	case !e.internal.Dead(h) && e.internal.Mark(h) == k.epoch:
+	case !e.gone(h) && e.internal.Mark(h) == k.epoch:
 		return // an event told of a later one
 	default:
 		// Of what ended before the dump began it tells no more, so this is another
 		// flow, even if it has the same id again.
-		e.internal.Replace(h, f, e.now)
+		e.replaceFlow(h, f)
 		e.internal.SetFlags(h, flagNewDue, 0)
 		e.internal.SetMark(h, k.epoch)
 		replace = true
@@ -567,9 +580,8 @@ func (e *Engine) sweepInternal() bool {
 		return false
 	}
 	k.pos = e.internal.Walk(k.pos, sweepSlots, func(h flow.Handle) bool {
-		if !e.internal.Dead(h) && e.internal.Mark(h) != k.epoch {
-			e.internal.SetDead(h)
-			e.mode.Enqueue(h, false)
+		if !e.gone(h) && e.internal.Mark(h) != k.epoch {
+			e.end(h)
 			e.Stats.Swept++
 		}
 		return true

@@ -248,7 +248,7 @@ func (e *Engine) isGone(owner uint8) bool {
 // ours reports whether this node carries the flow t.
 func (e *Engine) ours(t *flow.Tuple) bool {
 	h := e.internal.Lookup(t)
-	return h != 0 && !e.internal.Dead(h)
+	return h != 0 && !e.gone(h)
 }
 
 // parkSome does a part of what there is to do about the kernel's entries for the flows
@@ -350,7 +350,7 @@ func (e *Engine) nextPark(it *flow.Park, looked *int) bool {
 	for ; p.releases.len() > 0 && *looked < parkSlots; *looked++ {
 		t := p.releases.pop()
 		h := e.internal.Lookup(&t)
-		if h == 0 || e.internal.Dead(h) {
+		if h == 0 || e.gone(h) {
 			continue
 		}
 		*looked++
@@ -385,12 +385,17 @@ func (e *Engine) parkRequest(o *owned, h flow.Handle, it *flow.Park) bool {
 		return false
 	}
 	key := o.cache.Key(h)
-	if it.IsExpect = o.cache.IsExpect(h); it.IsExpect {
+	it.IsExpect = o.cache.IsExpect(h)
+	switch ih := e.internal.Lookup(&key); {
+	case it.IsExpect:
 		if o.cache.LoadExpect(h, &it.Expect); e.ours(&key) || e.ours(&it.Expect.Master) {
 			p.mark(o, h, false) // the helper works here
 			return false
 		}
-	} else if ih := e.internal.Lookup(&key); ih != 0 && !e.internal.Dead(ih) {
+	case ih == 0 || e.internal.Dead(ih):
+	case e.gone(ih): // left behind here, and taken over there
+		e.settle(ih)
+	default:
 		if !p.passive || e.internal.Flags(ih)&flagYields == 0 || !e.yield(ih, o, h) {
 			p.mark(o, h, false)
 			return false
@@ -464,7 +469,7 @@ func (e *Engine) parkAnswered(b *flow.ParkBatch) {
 // parkTouched takes over a flow that its owner has ended although packets pass it here.
 func (e *Engine) parkTouched(f *flow.Flow) {
 	h := e.internal.Lookup(&f.Orig)
-	if h != 0 && !e.internal.Dead(h) || !e.fit(f) {
+	if h != 0 && !e.gone(h) || !e.fit(f) {
 		return
 	}
 	if h, replace := e.own(h, f, f.Has); h != 0 {
@@ -478,7 +483,7 @@ func (e *Engine) parkTouched(f *flow.Flow) {
 // no room. told is what is not to be overwritten by the dump that runs.
 func (e *Engine) own(h flow.Handle, f *flow.Flow, told flow.Attrs) (_ flow.Handle, replace bool) {
 	if replace = h != 0; replace {
-		e.internal.Replace(h, f, e.now)
+		e.replaceFlow(h, f)
 	} else if h = e.insert(f); h == 0 {
 		return 0, false
 	}
@@ -556,7 +561,7 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 		}
 		key := o.cache.Key(h)
 		ih := e.internal.Lookup(&key)
-		if ih != 0 && !e.internal.Dead(ih) {
+		if ih != 0 && !e.gone(ih) {
 			return true
 		}
 		o.cache.Load(h, f)
@@ -597,7 +602,7 @@ func (e *Engine) SetPassive(passive bool) {
 func (e *Engine) yieldSome() bool {
 	p := e.park
 	p.yieldPos = e.internal.Walk(p.yieldPos, sweepSlots, func(h flow.Handle) bool {
-		if e.internal.Dead(h) || e.internal.IsExpect(h) {
+		if e.gone(h) || e.internal.IsExpect(h) {
 			return true // an expectation ends with its master
 		}
 		e.internal.SetFlags(h, flagYields, 0)
@@ -621,11 +626,17 @@ func (e *Engine) yield(h flow.Handle, o *owned, eh flow.Handle) bool {
 		return false
 	}
 	p.mark(o, eh, true)
+	e.Stats.Yielded++
+	if !e.cfg.Mirror { // there it would be the end of the flow for who has it
+		e.notePurged(h)
+		e.mode.Forget(h)
+		e.internal.Remove(h)
+		return true
+	}
 	// The kernel's entry lives on: what is told of it later is not of the past.
 	e.internal.Merge(h, &flow.Flow{Has: flow.HasID}, e.now)
 	e.internal.SetDead(h)
 	e.mode.Enqueue(h, false)
-	e.Stats.Yielded++
 	return true
 }
 
@@ -671,10 +682,10 @@ func (e *Engine) parkEvent(ev *flow.Event) {
 	h := e.internal.Lookup(&f.Orig)
 	if ev.Kind == flow.EventDestroy {
 		e.Stats.EventsDestroy++
-		e.destroy(h, f, OriginPark)
+		e.destroy(h, ev, OriginPark)
 		return
 	}
-	if h == 0 || e.internal.Dead(h) {
+	if h == 0 || e.gone(h) {
 		if e.kernel.running {
 			e.bury(f.Orig) // what the dump says of it may be from before it was parked
 		}
@@ -715,7 +726,7 @@ func (e *Engine) parkEnded(f *flow.Flow, ours bool) {
 // internal cache with its tuple, or 0.
 func (e *Engine) dumpedParked(h flow.Handle, f *flow.Flow) {
 	p := e.park
-	if h != 0 && !e.internal.Dead(h) {
+	if h != 0 && !e.gone(h) {
 		e.internal.SetMark(h, e.kernel.epoch)
 		p.releases.push(f.Orig)
 		return

@@ -90,7 +90,11 @@ func (e *Engine) PeerAddrs() map[int]netip.Addr { return e.peer.addr }
 // deliver applies a data message to the external cache of its owner.
 func (e *Engine) deliver(d wire.Delivery, m *wire.Message) {
 	full := e.replica.refusing()
-	switch e.replica.apply(d, m, e.now) {
+	out := e.replica.apply(d, m, e.now)
+	if m.Type == wire.CTDel && (e.remnants || e.behind.some) && out != ignored {
+		e.endedElsewhere(&m.Flow.Orig)
+	}
+	switch out {
 	case refused:
 		e.Stats.ExternalRefused++
 		if !full {
@@ -134,6 +138,7 @@ func (e *Engine) FlushInternal() {
 	e.mode.ForgetAll()
 	e.internal.Clear()
 	clear(e.kernel.told)
+	e.behind.limbo, e.behind.head, e.behind.some = nil, 0, false
 }
 
 // FlushExternal empties the external caches.

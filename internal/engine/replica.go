@@ -196,8 +196,8 @@ func (r *Replica) Owners() (owners []uint8) {
 
 // holds reports whether some owner has the entry with key t.
 func (r *Replica) holds(t *flow.Tuple) bool {
-	for _, o := range r.owners {
-		if o != nil && o.cache.Lookup(t) != 0 {
+	for _, o := range r.list {
+		if o.cache.Lookup(t) != 0 {
 			return true
 		}
 	}

@@ -21,6 +21,9 @@ type LinkState struct {
 type Snapshot struct {
 	Links map[string]LinkState // by interface name
 	Addrs []netip.Prefix       // of all interfaces, sorted, each once, not masked
+	// InUse are the addresses of interfaces that are administratively up, sorted, each
+	// once. What the kernel masquerades ends with an address that leaves this list.
+	InUse []netip.Addr
 }
 
 // state is what is known so far, by index: names may change hands.
@@ -97,10 +100,15 @@ func (s *state) snapshot() Snapshot {
 	}
 	for a := range s.addrs {
 		snap.Addrs = append(snap.Addrs, a.prefix)
+		if s.links[a.index].Up {
+			snap.InUse = append(snap.InUse, a.prefix.Addr())
+		}
 	}
 	slices.SortFunc(snap.Addrs, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
 	snap.Addrs = slices.Compact(snap.Addrs)
+	slices.SortFunc(snap.InUse, netip.Addr.Compare)
+	snap.InUse = slices.Compact(snap.InUse)
 	return snap
 }

@@ -83,12 +83,17 @@ func truth(t *testing.T, ns *namespace) Snapshot {
 				return err
 			}
 			for _, a := range addrs {
-				snap.Addrs = append(snap.Addrs, netip.MustParsePrefix(a.String()))
+				p := netip.MustParsePrefix(a.String())
+				snap.Addrs = append(snap.Addrs, p)
+				if snap.Links[ifi.Name].Up {
+					snap.InUse = append(snap.InUse, p.Addr())
+				}
 			}
 		}
 		return nil
 	})
 	slices.SortFunc(snap.Addrs, netip.Prefix.Compare)
+	slices.SortFunc(snap.InUse, netip.Addr.Compare)
 	return snap
 }
 
@@ -96,7 +101,7 @@ func same(a, b Snapshot) bool {
 	a.Addrs, b.Addrs = slices.Clone(a.Addrs), slices.Clone(b.Addrs)
 	slices.SortFunc(a.Addrs, netip.Prefix.Compare)
 	slices.SortFunc(b.Addrs, netip.Prefix.Compare)
-	return maps.Equal(a.Links, b.Links) && slices.Equal(a.Addrs, b.Addrs)
+	return maps.Equal(a.Links, b.Links) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.InUse, b.InUse)
 }
 
 func must(t *testing.T, err error) {
@@ -174,6 +179,22 @@ func TestWatchFollowsTheKernel(t *testing.T) {
 	if slices.Contains(snap.Addrs, netip.MustParsePrefix("203.0.113.2/32")) {
 		t.Error("the far end's address counts as ours")
 	}
+
+	t.Log("an address is out of use while its interface is down, and the same one elsewhere keeps it in use")
+	shared := netip.MustParseAddr("192.0.2.1")
+	inUse := func(s Snapshot) bool { return slices.Contains(s.InUse, shared) }
+	until(t, snapshots, "192.0.2.1 in use", inUse)
+	must(t, ns.LinkSetDown(first))
+	snap = until(t, snapshots, "192.0.2.1 out of use", func(s Snapshot) bool { return !inUse(s) })
+	if !slices.Contains(snap.Addrs, netip.MustParsePrefix("192.0.2.1/24")) {
+		t.Error("the address is gone with its interface down")
+	}
+	again := ns.address(t, second, "192.0.2.1/32")
+	until(t, snapshots, "192.0.2.1 in use on b0", inUse)
+	must(t, ns.AddrDel(second, again))
+	until(t, snapshots, "192.0.2.1 out of use again", func(s Snapshot) bool { return !inUse(s) })
+	must(t, ns.LinkSetUp(first))
+	until(t, snapshots, "192.0.2.1 in use again", inUse)
 
 	t.Log("deleted, with its addresses, and made again with another index")
 	old := snap.Links["a0"].Index

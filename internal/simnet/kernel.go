@@ -141,6 +141,16 @@ func (k *Kernel) Touch(t flow.Tuple, timeout uint32) bool {
 
 // Destroy removes a flow, and reports whether there was one.
 func (k *Kernel) Destroy(t flow.Tuple, port uint32) bool {
+	return k.destroy(t, port, 0)
+}
+
+// Kill removes a flow that has time left, as the kernel does with those that it has
+// masqueraded with an address that is removed.
+func (k *Kernel) Kill(t flow.Tuple, port uint32) bool {
+	return k.destroy(t, port, flow.HasTimeout)
+}
+
+func (k *Kernel) destroy(t flow.Tuple, port uint32, more flow.Attrs) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	b := k.bucket(&t)
@@ -152,7 +162,7 @@ func (k *Kernel) Destroy(t flow.Tuple, port uint32) bool {
 	k.n--
 	k.gone, k.goneID = t, f.ID
 	f.Status |= flow.StatusDying
-	k.emit(flow.EventDestroy, *f, flow.HasReply|flow.HasStatus|flow.HasID, port)
+	k.emit(flow.EventDestroy, *f, flow.HasReply|flow.HasStatus|flow.HasID|more, port)
 	k.orphan(t)
 	return true
 }
