@@ -197,7 +197,7 @@ func sampleStats() *Stats {
 			Received: 600, New: 100, Updates: 300, Destroys: 200, Filtered: 6, Own: 7, Malformed: 1, Overruns: 2,
 			Dumps: 3, Dumped: 3000, Repaired: 4, Fetched: 40, Learned: 8, FetchFailures: 1, ReceiveBufferBytes: 8 << 20,
 		},
-		Internal: CacheStats{Created: 100, Updated: 300, Unchanged: 5, Deleted: 90, Swept: 4, Expired: 3, NotFound: 2, NotOwner: 0, Refused: 1},
+		Internal: CacheStats{Created: 100, Updated: 300, Unchanged: 5, Deleted: 90, Swept: 4, Expired: 3, NotFound: 2, NotOwner: 0, Refused: 1, LeftBehind: 12, Purged: 34},
 		External: CacheStats{Created: 50, Updated: 20, Deleted: 10, NotOwner: 1},
 		Sync: SyncStats{
 			MessagesSent:     map[string]uint64{"CT_NEW": 100, "CT_UPD": 250},

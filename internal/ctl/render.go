@@ -224,6 +224,8 @@ func RenderStats(w io.Writer, s *Stats) error {
 	p.row("  not found", in.NotFound, ex.NotFound)
 	p.row("  not owner", in.NotOwner, ex.NotOwner)
 	p.row("  refused", in.Refused, ex.Refused)
+	p.row("  left behind", in.LeftBehind, "")
+	p.row("  purged", in.Purged, "")
 
 	p.section("sync")
 	y := &s.Sync

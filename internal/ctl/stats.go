@@ -52,6 +52,11 @@ type CacheStats struct {
 	NotFound  uint64 `json:"not_found"` // deletes of what was not there
 	NotOwner  uint64 `json:"not_owner"` // changes refused because another node owns the entry
 	Refused   uint64 `json:"refused"`   // not taken because the cache was full
+
+	// Of the internal cache: flows whose address has left this host, which is not their
+	// end; and flows that ended here because another node has taken over.
+	LeftBehind uint64 `json:"left_behind"`
+	Purged     uint64 `json:"purged"`
 }
 
 // SyncStats counts messages between nodes.

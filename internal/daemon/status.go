@@ -184,7 +184,7 @@ func (d *Daemon) Stats(ctx context.Context) (*ctl.Stats, error) {
 		},
 		Internal: ctl.CacheStats{
 			Created: s.internal.Created, Updated: s.internal.Updated, Deleted: s.internal.Destroyed,
-			Swept: es.Swept, Refused: s.internal.Refused,
+			Swept: es.Swept, Refused: s.internal.Refused, LeftBehind: es.LeftBehind, Purged: es.Purged,
 		},
 		External: ctl.CacheStats{
 			Created: s.external.Created, Updated: s.external.Updated, Deleted: es.ExternalDel,

@@ -33,6 +33,8 @@ type Pair struct {
 	LAN, WAN, Sync *Bridge
 
 	V4, V6 Addresses
+
+	onlyVIP bool // outside the firewalls have no address of their own
 }
 
 // Addresses are the addresses of one family in a pair.
@@ -159,6 +161,30 @@ func (p *Pair) Rules() Ruleset {
 	return r
 }
 
+// Masquerade takes from the firewalls their own outer addresses, as where there is only
+// one for all, and returns the rules with which hidden clients are masqueraded: they
+// get the outer virtual address, and their flows end on a firewall that loses it.
+func (p *Pair) Masquerade() (Ruleset, error) {
+	p.onlyVIP = true
+	var errs []error
+	for i, fw := range [...]*Node{p.FW1, p.FW2} {
+		for _, a := range firewallAddrs[i].outside {
+			errs = append(errs, fw.DelAddr(IfOutside, netip.MustParsePrefix(a)))
+		}
+	}
+	// What is on the first firewall has no network yet.
+	for _, v := range p.virtual() {
+		if v.ifname == IfOutside {
+			errs = append(errs, p.FW1.DelAddr(v.ifname, netip.PrefixFrom(v.addr.Addr(), v.addr.Addr().BitLen())), p.FW1.AddAddr(v.ifname, v.addr))
+		}
+	}
+	r := p.Rules()
+	for i := range r.SNAT {
+		r.SNAT[i].To = netip.Addr{}
+	}
+	return r, errors.Join(errs...)
+}
+
 // LoadRules loads the same rules into both firewalls.
 func (p *Pair) LoadRules(r Ruleset) error {
 	return errors.Join(p.FW1.LoadRules(r), p.FW2.LoadRules(r))
@@ -206,9 +232,16 @@ type virtualAddr struct {
 func (p *Pair) virtual() []virtualAddr {
 	var all []virtualAddr
 	for _, a := range p.families() {
+		outside := a.OutsideVIP.BitLen()
+		if p.onlyVIP { // then their network is reached by these addresses alone
+			outside = 24
+			if a.OutsideVIP.Is6() {
+				outside = 64
+			}
+		}
 		all = append(all,
 			virtualAddr{IfInside, netip.PrefixFrom(a.InsideVIP, a.InsideVIP.BitLen())},
-			virtualAddr{IfOutside, netip.PrefixFrom(a.OutsideVIP, a.OutsideVIP.BitLen())})
+			virtualAddr{IfOutside, netip.PrefixFrom(a.OutsideVIP, outside)})
 	}
 	return all
 }

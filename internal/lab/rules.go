@@ -36,7 +36,8 @@ type Ruleset struct {
 }
 
 // SNAT gives flows from a network to the outside one source address. It is plain
-// source NAT, not masquerading: mappings outlive the address on the interface.
+// source NAT: mappings outlive the address on the interface. Without an address it is
+// masquerading, and they end with the address.
 type SNAT struct {
 	From netip.Prefix
 	To   netip.Addr
@@ -114,7 +115,11 @@ func (r Ruleset) compile(t *table) {
 	}
 	t.chain("snat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
 	for _, s := range r.SNAT {
-		t.rule(outOn(r.Outside), addressIn(fieldSrc, s.From), translate(expr.NATTypeSourceNAT, s.To, 0))
+		action := []expr.Any{&expr.Masq{}}
+		if s.To.IsValid() {
+			action = translate(expr.NATTypeSourceNAT, s.To, 0)
+		}
+		t.rule(outOn(r.Outside), addressIn(fieldSrc, s.From), action)
 	}
 
 	const known = expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED

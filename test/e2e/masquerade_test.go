@@ -1,0 +1,307 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"syncd/internal/ctl"
+	"syncd/internal/lab"
+)
+
+// keeper is a pair of firewalls with live traffic whose first one is a syncd.
+type keeper struct {
+	*lab.Pair
+	fw1, fw2 *firewall
+	in1, in2 func() table // the kernels
+	through  func(tuple) bool
+}
+
+// dialects are the ways in which a pair with a syncd in it can speak.
+var dialects = []struct {
+	name   string
+	sealed bool
+	second daemonKind
+}{{"sealed", true, ours}, {"conntrackd's dialect", false, ours}, {"beside conntrackd", false, theirs}}
+
+// layKeeper builds a pair, masqueraded or with plain source NAT.
+func layKeeper(t *testing.T, sealed bool, second daemonKind, masquerade bool, after time.Duration) *keeper {
+	t.Helper()
+	p, err := lab.FirewallPair(newLab(t))
+	ok(t, err)
+	rules := p.Rules()
+	if masquerade {
+		rules, err = p.Masquerade()
+		ok(t, err)
+	}
+	ok(t, p.LoadRules(rules))
+	k := &keeper{Pair: p, through: passes(p)}
+	more := fmt.Sprintf("[purge]\nafter = %q", after)
+	d := &duo{t: t, opts: duoOptions{syncd: more}}
+	start := func(kind daemonKind, n *lab.Node, number int) *firewall {
+		l := newLink(udp4, 0, number)
+		switch {
+		case kind == theirs:
+			return newConntrackd(t, n, conntrackdConfigMode(fmt.Sprintf("StartupResync on\nPurgeTimeout %.0f", after.Seconds()), "TCPWindowTracking off", l))
+		case sealed:
+			return newSyncd(t, n, d.sealedConfig(l))
+		}
+		return newSyncd(t, n, syncdConfig(more, l))
+	}
+	k.fw1, k.fw2 = start(ours, p.FW1, 1), start(second, p.FW2, 2)
+	k1, k2 := openKernel(t, p.FW1), openKernel(t, p.FW2)
+	k.in1 = func() table { return kernelTable(t, k1, k.through) }
+	k.in2 = func() table { return kernelTable(t, k2, k.through) }
+	// What ends on the second node is to be gone soon.
+	for _, s := range []string{"tcp_timeout_time_wait", "tcp_timeout_close", "tcp_timeout_last_ack", "tcp_timeout_fin_wait",
+		"tcp_timeout_close_wait", "udp_timeout", "udp_timeout_stream"} {
+		ok(t, p.FW2.Sysctl("net.netfilter.nf_conntrack_"+s, "2"))
+	}
+	return k
+}
+
+// missing says which flows of want a table does not have.
+func (t table) missing(want table) string {
+	var lacks []string
+	for k := range want {
+		if _, there := t[k]; !there {
+			lacks = append(lacks, k.String())
+		}
+	}
+	return strings.Join(lacks, "\n")
+}
+
+// The address moves first, as with keepalived, and only then the daemons learn of
+// their roles. What the first firewall masqueraded with the address ends in its kernel
+// at that moment, and lives on the other one; with source NAT it stays, and goes with
+// the purge. In the end the address comes back, and what has ended meanwhile is
+// nowhere.
+func TestMasquerade(t *testing.T) {
+	for _, d := range dialects {
+		for _, masquerade := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/masquerade %v", d.name, masquerade), func(t *testing.T) {
+				t.Parallel()
+				testMasquerade(t, layKeeper(t, d.sealed, d.second, masquerade, 4*time.Second), masquerade)
+			})
+		}
+	}
+}
+
+func testMasquerade(t *testing.T, k *keeper, masquerade bool) {
+	k.fw1.Primary()
+	k.fw2.Backup()
+	live, some := openTraffic(t, k.Pair), openMore(t, k.Pair)
+	time.Sleep(time.Second)
+	all := k.in1()
+	waitFor(t, 10*time.Second, "the backup knows the connections", func() bool { return k.fw2.External().missing(all) == "" })
+	live.forgetGaps()
+	some.forgetGaps()
+
+	ok(t, k.Move(k.FW1, k.FW2))
+	time.Sleep(time.Second) // more than the news of the address needs, and the limbo
+	left := k.in1()
+	hidden := table{}
+	for key, e := range all {
+		if key.src == k.V4.Hidden || key.src == k.V6.Hidden {
+			hidden[key] = e
+		}
+	}
+	if gone := len(all) - len(left); masquerade && gone < len(hidden) || !masquerade && gone != 0 || len(hidden) == 0 {
+		t.Fatalf("the first kernel has lost %d flows with the address, of %d that are hidden", gone, len(hidden))
+	}
+	if lacks := k.fw2.External().missing(all); lacks != "" {
+		t.Errorf("after the address has moved, the new primary does not know any more:\n%s", lacks)
+	}
+	k.fw1.Backup()
+	k.fw2.Primary()
+	time.Sleep(2 * grace)
+	live.check(t, "on the second firewall")
+	some.check(t, "on the second firewall")
+	if stats := k.fw1.Stats(); masquerade && int(stats.Internal.LeftBehind) < len(hidden) || !masquerade && stats.Internal.LeftBehind != 0 {
+		t.Errorf("%d flows were left behind, %d are hidden", stats.Internal.LeftBehind, len(hidden))
+	}
+
+	// Some end there, before the old primary has purged anything.
+	var ended table
+	before := k.in2()
+	for name, c := range some {
+		ok(t, c.Close())
+		delete(some, name)
+	}
+	waitFor(t, 20*time.Second, "they have ended", func() bool {
+		now := k.in2()
+		ended = maps.Clone(before)
+		maps.DeleteFunc(ended, func(key tuple, _ entry) bool { _, there := now[key]; return there })
+		return len(ended) == 8
+	})
+	time.Sleep(time.Second)
+	live.check(t, "before the return")
+
+	live.forgetGaps()
+	ok(t, k.Move(k.FW2, k.FW1))
+	time.Sleep(500 * time.Millisecond)
+	k.fw1.Primary()
+	k.fw2.Backup()
+	time.Sleep(2 * grace)
+	live.check(t, "back on the first firewall")
+
+	zombies := func(tab table) bool {
+		for key := range ended {
+			if _, there := tab[key]; there {
+				return true
+			}
+		}
+		return false
+	}
+	waitFor(t, 20*time.Second, "what ended elsewhere is nowhere", func() bool {
+		return !zombies(k.in1()) && !zombies(k.in2()) && !zombies(k.fw1.Internal()) && !zombies(k.fw1.External())
+	})
+	if k.fw2.real {
+		// It flushes its kernel without a word, and keeps what it has of us.
+		waitFor(t, 10*time.Second, "the conntrackd has purged", func() bool { return len(k.in2()) == 0 })
+	} else {
+		waitFor(t, 20*time.Second, "the second firewall has purged", func() bool { return len(k.in2()) == 0 && !zombies(k.fw2.External()) })
+	}
+	time.Sleep(time.Second)
+	live.check(t, "in the end")
+	// The purges on both nodes were no end of what lives.
+	mine := k.in1()
+	waitFor(t, 10*time.Second, "the backup knows what lives", func() bool { return k.fw2.External().missing(mine) == "" })
+}
+
+// An interface that goes down takes its masqueraded flows with it, although the
+// address stays.
+func TestMasqueradeInterfaceDown(t *testing.T) {
+	t.Parallel()
+	k := layKeeper(t, true, ours, true, 4*time.Second)
+	k.fw1.Primary()
+	k.fw2.Backup()
+	live := openTraffic(t, k.Pair)
+	all := k.in1()
+	waitFor(t, 10*time.Second, "the backup knows the connections", func() bool { return k.fw2.External().missing(all) == "" })
+	live.forgetGaps()
+	ok(t, k.FW1.SetLink(lab.IfOutside, false))
+	waitFor(t, 5*time.Second, "the first kernel has lost flows", func() bool { return len(k.in1()) < len(all) })
+	time.Sleep(time.Second)
+	if lacks := k.fw2.External().missing(all); lacks != "" {
+		t.Errorf("after the interface went down, the backup does not know any more:\n%s", lacks)
+	}
+	_, err := k.fw1.ctl.SetRole(t.Context(), ctl.RoleFault, nil)
+	ok(t, err)
+	ok(t, k.TakeOver(k.FW1, k.FW2))
+	k.fw2.Primary()
+	time.Sleep(2 * grace)
+	live.check(t, "on the second firewall")
+	if n := k.fw1.Stats().Internal.LeftBehind; n == 0 {
+		t.Error("no flow was left behind")
+	}
+}
+
+// Where traffic passes the old primary all the same, its entries live through the
+// purge; those that nobody uses go. The other node keeps all.
+func TestPurgeInUse(t *testing.T) {
+	for _, d := range dialects {
+		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
+			k := layKeeper(t, d.sealed, d.second, false, 4*time.Second)
+			k.fw1.Primary()
+			k.fw2.Backup()
+			live := openTraffic(t, k.Pair)
+			used := k.in1()
+			openIdle(t, k.Pair)
+			all := k.in1()
+			idle := maps.Clone(all)
+			maps.DeleteFunc(idle, func(key tuple, _ entry) bool { _, live := used[key]; return live })
+			if len(idle) != 8 {
+				t.Fatalf("%d idle flows, want 8", len(idle))
+			}
+			waitFor(t, 10*time.Second, "the backup knows the connections", func() bool { return k.fw2.External().missing(all) == "" })
+			k.fw2.Primary() // the addresses stay where they are
+			k.fw1.Backup()
+			waitFor(t, 20*time.Second, "the purge is over", func() bool { return strings.Contains(k.fw1.Log(), "purged the kernel's flows") })
+			live.check(t, "after the purge")
+			for what, tab := range map[string]table{"kernel": k.in1(), "internal cache": k.fw1.Internal()} {
+				if lacks := tab.missing(used); lacks != "" {
+					t.Errorf("the old primary's %s has lost, although they are in use:\n%s", what, lacks)
+				}
+				if n := len(idle) - strings.Count(tab.missing(idle)+"\n", "\n"); n != 0 {
+					t.Errorf("the old primary's %s still has %d flows that nobody uses", what, n)
+				}
+			}
+			time.Sleep(time.Second) // the time that a wrong deletion would take
+			if lacks := k.in2().missing(all); lacks != "" {
+				t.Errorf("the new primary's kernel has lost:\n%s", lacks)
+			}
+		})
+	}
+}
+
+// openIdle opens some connections, beside those of openTraffic, on which nothing is said
+// after a greeting.
+func openIdle(t testing.TB, p *lab.Pair) {
+	t.Helper()
+	for _, a := range []lab.Addresses{p.V4, p.V6} {
+		for _, network := range []string{"tcp", "udp"} {
+			for _, src := range []netip.Addr{a.Plain, a.Hidden} {
+				c, err := lab.Open(t.Context(), lab.Spec{From: p.Client, Network: network, Local: src,
+					To: netip.AddrPortFrom(a.Server, lab.PortService), Interval: time.Hour})
+				ok(t, err)
+				t.Cleanup(func() { _ = c.Close() })
+			}
+		}
+	}
+}
+
+// A node that becomes backup or faulty while nobody takes over loses nothing, however
+// long that lasts: its kernel has the only copy.
+func TestPurgeNobodyTookOver(t *testing.T) {
+	for _, d := range dialects {
+		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
+			k := layKeeper(t, d.sealed, d.second, false, 2*time.Second)
+			k.fw1.Primary()
+			k.fw2.Backup()
+			live := openTraffic(t, k.Pair)
+			openIdle(t, k.Pair)
+			all := k.in1()
+			waitFor(t, 10*time.Second, "the backup knows the connections", func() bool { return k.fw2.External().missing(all) == "" })
+			k.fw1.Backup()
+			time.Sleep(6 * time.Second)
+			check := func(when string) {
+				for what, tab := range map[string]table{"kernel": k.in1(), "internal cache": k.fw1.Internal(), "peer": k.fw2.External()} {
+					if lacks := tab.missing(all); lacks != "" {
+						t.Errorf("%s, the %s has lost:\n%s", when, what, lacks)
+					}
+				}
+			}
+			check("after the time of a purge")
+			k.fw1.Primary()
+			time.Sleep(4 * time.Second)
+			check("primary again")
+			live.check(t, "primary again")
+		})
+	}
+}
+
+// With DisableExternalCache a conntrackd puts our flows into its kernel as they come,
+// and takes out whose end we tell it.
+func TestPurgeWithoutExternalCache(t *testing.T) {
+	t.Parallel()
+	const flows = 400
+	d := newDuo(t, roles{ours, theirs}, udp4, duoOptions{syncd: "[purge]\nafter = \"2s\"", mode: "DisableExternalCache on"})
+	d.a.Primary()
+	d.b.Backup()
+	create(t, d.kA, 0, flows)
+	all := d.kernelA()
+	waitEqual(t, 10*time.Second, "the kernel of the conntrackd", d.kernelB, d.kernelA, form{tuplesOnly: true})
+	d.b.Primary()
+	d.a.Backup()
+	waitFor(t, 15*time.Second, "the old primary has purged", func() bool { return len(d.kernelA()) == 0 })
+	time.Sleep(2 * time.Second) // the time that a wrong deletion would take
+	if lacks := d.kernelB().missing(all); lacks != "" {
+		t.Errorf("the purge has ended flows on the new primary:\n%s", lacks)
+	}
+}
