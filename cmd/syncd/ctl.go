@@ -87,7 +87,9 @@ dialect has digests.`,
 			`Do all that is needed when this node becomes primary, in order, and return when
 the connections of the peers are in the kernel.`),
 		newRole(f, ctl.RoleBackup, "Step back: this node becomes backup",
-			`Do all that is needed when this node becomes backup, in order.`),
+			`Do all that is needed when this node becomes backup, in order. Connections that
+another node takes over leave this kernel after purge.after, unless they are
+used here; what nobody takes over stays.`),
 		newRole(f, ctl.RoleFault, "Note that this node has a fault",
 			`Do all that is needed when a fault was found on this node, in order.`),
 		query(f, &cobra.Command{

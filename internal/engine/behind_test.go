@@ -320,3 +320,44 @@ func TestLimboFlush(t *testing.T) {
 		a.stop()
 	})
 }
+
+// The expectations of a flow that was left behind are left behind with it; those of one
+// that has ended end.
+func TestExpectLeftBehind(t *testing.T) {
+	for _, moves := range []bool{true, false} {
+		dialects(t, func(t *testing.T, mirror bool, a, b *node) {
+			a.host(mobile)
+			master := withHelper(0, 0)
+			copy(master.Reply.Dst[:], []byte{203, 0, 113, 1})
+			master.Status |= flow.StatusSrcNAT | flow.StatusHelper
+			a.kernel.Create(master, 0)
+			a.kernel.Expect(expects(&master, 1), 0)
+			time.Sleep(5 * time.Second)
+			want := a.kernelExpects()
+			if len(want) != 1 || expectDifferences(b.externalExpects(), want) != "" {
+				t.Fatalf("%d expectations; the peer: %s", len(want), expectDifferences(b.externalExpects(), want))
+			}
+			a.kernel.Kill(master.Orig, 0)
+			if n := len(a.kernelExpects()); n != 0 {
+				t.Fatalf("the kernel still has %d expectations", n)
+			}
+			time.Sleep(limboTime / 2)
+			if moves {
+				a.host()
+			}
+			time.Sleep(2 * time.Second)
+			if !moves {
+				want = nil
+			}
+			for what, got := range map[string]expectTable{"internal": a.internalExpects(), "external": b.externalExpects()} {
+				if d := expectDifferences(got, want); d != "" {
+					t.Errorf("moves %v, %s: %s", moves, what, d)
+				}
+			}
+			time.Sleep(330 * time.Second) // until the time of the master is over
+			if n := len(a.internalExpects()) + len(b.externalExpects()); n != 0 {
+				t.Errorf("%d expectations are left for ever", n)
+			}
+		})
+	}
+}

@@ -36,6 +36,10 @@
 // counts for what they did not tell. One that began since is not changed by it, and
 // one that was destroyed is not brought back.
 //
+// Not every end of a kernel's entry is the end of its flow: see behind.go for those that
+// are left behind when an address moves, and remnant.go for those that are left from
+// this node's time in charge.
+//
 // The sequence adjustment that a helper makes is in no event. Flows that may have one
 // are asked for singly (fetch.go): after their events, when somebody else knows that a
 // helper was at work, and every few seconds.
