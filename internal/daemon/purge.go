@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 
 	"go.uber.org/zap"
@@ -94,17 +95,64 @@ func (d *Daemon) purgeBehind(ctx context.Context, pending *purge) (string, error
 
 // settleRemnants finds what a node that becomes primary has taken back: what its peers
 // had is in the kernel now, by the commit before, and is ours. p is the purge that was
-// under way, or nil. The caller holds ops.
-func (d *Daemon) settleRemnants(ctx context.Context, p *purge) error {
+// under way, or nil. restore says that flows were left behind that nobody has taken
+// over. The caller holds ops.
+func (d *Daemon) settleRemnants(ctx context.Context, p *purge) (restore bool, err error) {
 	n, err := d.countRemnants(ctx, true)
-	switch {
-	case err != nil:
-		return err
-	case p == nil:
-		return d.slices(ctx, d.engine.ForgetRemnants)
+	if err != nil {
+		return false, err
+	}
+	restore = n.Behind > n.BehindHeld && !n.TakenOver()
+	if p == nil {
+		return restore, d.slices(ctx, d.engine.ForgetRemnants)
 	}
 	p.takenOver = p.takenOver || n.TakenOver()
-	return nil
+	return restore && !p.takenOver, nil
+}
+
+// restoreBehind puts masqueraded flows back into the kernel that it has lost with their
+// address, which has returned before any peer had taken them over. The caller holds
+// ops.
+func (d *Daemon) restoreBehind(ctx context.Context) (string, error) {
+	cfg := d.config()
+	r, err := commit.Run(ctx, &behindSource{ctx: ctx, engine: d.engine},
+		kernel{d.commits, ctnetlink.CreateOptions{Liberal: true, Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask}},
+		commit.Options{MarkMask: cfg.Filter.MarkMask, Labels: cfg.Filter.Labels})
+	return fmt.Sprintf("%d of %d flows that were lost with an address are in the kernel again", r.Created+r.Updated+r.AlreadyThere, r.Entries), err
+}
+
+// behindSource hands out flows that were left behind.
+type behindSource struct {
+	ctx    context.Context
+	engine *engine.Engine
+	pass   commit.Pass
+	pos    flow.Handle
+	ended  bool // this pass
+}
+
+// Next implements commit.Source.
+func (s *behindSource) Next(p commit.Pass, dst []commit.Entry) (n int, err error) {
+	if p != s.pass {
+		s.pass, s.pos, s.ended = p, 0, false
+	}
+	for n == 0 && !s.ended {
+		if err := s.engine.Do(s.ctx, func() {
+			s.pos = s.engine.WalkBehind(s.pos, func(f *flow.Flow, age time.Duration) bool {
+				if commit.PassOf(f) == p {
+					dst[n] = commit.Entry{Flow: *f, Age: age}
+					n++
+				}
+				return n < len(dst)
+			})
+			s.ended = s.pos == 0
+		}); err != nil {
+			return 0, err
+		}
+	}
+	if s.ended {
+		return n, io.EOF
+	}
+	return n, nil
 }
 
 // purgeZombies begins the purge of what ended on peers while this node was not primary.

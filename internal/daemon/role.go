@@ -86,7 +86,11 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, pending
 		t := rep.Commit.Total()
 		return fmt.Sprintf("%d of %d entries are in the kernel", t.Created+t.Updated+t.AlreadyThere, t.Entries), err
 	})
-	if err := d.settleRemnants(ctx, pending); first == nil { // before what tells of them is forgotten
+	restore, err := d.settleRemnants(ctx, pending) // before what tells of them is forgotten
+	if err == nil && restore {
+		err = step("restore", func() (string, error) { return d.restoreBehind(ctx) })
+	}
+	if first == nil {
 		first = err
 	}
 	if first == nil { // what could not be committed may be wanted again

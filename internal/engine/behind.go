@@ -289,6 +289,28 @@ func (e *Engine) forgo(h flow.Handle) {
 	e.end(h)
 }
 
+// WalkBehind calls fn for flows that were left behind and could go on here: the address
+// is in use again, and no peer has the flow or has told of its end. age is the time
+// since the kernel destroyed it. It visits some slots from position from on, stops after
+// an fn that returns false, and returns where to go on, 0 at the end. For functions run
+// by Do.
+func (e *Engine) WalkBehind(from flow.Handle, fn func(f *flow.Flow, age time.Duration) bool) flow.Handle {
+	if !e.behind.some {
+		return 0
+	}
+	f := &e.scratch
+	return e.internal.Walk(from, sweepSlots, func(h flow.Handle) bool {
+		if e.internal.Dead(h) || !e.gone(h) || e.standing(h)&standEnded != 0 || e.internal.IsExpect(h) {
+			return true
+		}
+		e.internal.Load(h, f)
+		if !e.behind.hosts[host{f.Reply.Dst, f.Reply.Family}].here || e.replica.holds(&f.Orig) {
+			return true
+		}
+		return fn(f, e.now.Sub(e.internal.Updated(h)))
+	})
+}
+
 // settle ends the entry of a flow that a peer has, or has ended: it knows better.
 func (e *Engine) settle(h flow.Handle) {
 	e.setStanding(h, standRemnant, 0)

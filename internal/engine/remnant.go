@@ -50,12 +50,18 @@ type Remnants struct {
 	Held  int // a peer has it
 	Ended int // a peer told of its end
 	Short int // was given a short timeout
+
+	Behind     int // others, which were left behind
+	BehindHeld int // of these, those that a peer has or has ended
 }
 
 // TakenOver reports whether a peer seems to have taken over from this node: it has, or
 // has ended, half of the remnants or more. Those that it does not have are then
 // nobody's.
-func (r *Remnants) TakenOver() bool { return r.Held+r.Ended > 0 && 2*(r.Held+r.Ended) >= r.All }
+func (r *Remnants) TakenOver() bool {
+	taken := r.Held + r.Ended + r.BehindHeld
+	return taken > 0 && 2*taken >= r.All+r.Behind
+}
 
 // The methods below are for functions run by Do. Those that return a handle do a part
 // of their work; the next call goes on from there, until they return 0.
@@ -99,14 +105,21 @@ func (e *Engine) CountRemnants(from flow.Handle, n *Remnants, keep bool) flow.Ha
 	}
 	return e.internal.Walk(from, sweepSlots/4, func(h flow.Handle) bool {
 		standing := e.standing(h)
-		if standing&standRemnant == 0 || e.gone(h) || e.internal.IsExpect(h) {
+		if standing&standRemnant == 0 || e.internal.Dead(h) || e.internal.IsExpect(h) {
+			return true
+		}
+		key := e.internal.Key(h)
+		if e.gone(h) {
+			n.Behind++
+			if standing&standEnded != 0 || e.replica.holds(&key) {
+				n.BehindHeld++
+			}
 			return true
 		}
 		n.All++
 		if standing&standShort != 0 {
 			n.Short++
 		}
-		key := e.internal.Key(h)
 		switch held := e.replica.holds(&key); {
 		case held:
 			n.Held++

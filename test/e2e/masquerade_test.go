@@ -200,6 +200,41 @@ func TestMasqueradeInterfaceDown(t *testing.T) {
 	}
 }
 
+// An interface goes down and comes back before anybody takes over: what the kernel has
+// lost is put back when the node is primary again.
+func TestMasqueradeFlap(t *testing.T) {
+	for _, d := range dialects[:2] {
+		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
+			k := layKeeper(t, d.sealed, d.second, true, 4*time.Second)
+			k.fw1.Primary()
+			k.fw2.Backup()
+			live := openTraffic(t, k.Pair)
+			all := k.in1()
+			waitFor(t, 10*time.Second, "the backup knows the connections", func() bool { return k.fw2.External().missing(all) == "" })
+			live.forgetGaps()
+			ok(t, k.FW1.SetLink(lab.IfOutside, false))
+			waitFor(t, 5*time.Second, "the first kernel has lost flows", func() bool { return len(k.in1()) < len(all) })
+			_, err := k.fw1.ctl.SetRole(t.Context(), ctl.RoleFault, nil)
+			ok(t, err)
+			time.Sleep(time.Second)
+			ok(t, k.FW1.SetLink(lab.IfOutside, true))
+			ok(t, k.FW1.Settle())
+			time.Sleep(500 * time.Millisecond)
+			r, err := k.fw1.ctl.SetRole(t.Context(), ctl.RolePrimary, nil)
+			ok(t, err)
+			t.Logf("%+v", r.Steps)
+			if lacks := k.in1().missing(all); lacks != "" {
+				t.Errorf("the kernel has lost:\n%s", lacks)
+			}
+			time.Sleep(2 * grace)
+			live.check(t, "primary again")
+			mine := k.in1()
+			waitFor(t, 10*time.Second, "the backup knows what lives", func() bool { return k.fw2.External().missing(mine) == "" })
+		})
+	}
+}
+
 // Where traffic passes the old primary all the same, its entries live through the
 // purge; those that nobody uses go. The other node keeps all.
 func TestPurgeInUse(t *testing.T) {
