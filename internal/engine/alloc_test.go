@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -117,6 +118,55 @@ func TestHotPathsDoNotAllocate(t *testing.T) {
 	}
 	if d := r.Stats.ExternalUpd - before.ExternalUpd; d < 1000*uint64(len(r.flows)) {
 		t.Errorf("%d updates in 1000 rounds: nothing was measured", d)
+	}
+}
+
+// The ends of flows cost nothing more where addresses of this host are known, whatever
+// the flows are translated to.
+func TestEndsDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	e := quietEngine(t)
+	e.SetHost([]netip.Addr{mobile})
+	var begin, end flow.Batch
+	begin.N, end.N = 32, 32
+	for i := range begin.N {
+		f := newFlow(i)
+		f.Timeout = 100
+		f.Has |= flow.HasTimeout | flow.HasStatus
+		if i%8 == 5 {
+			f.Reply.Dst[3] = 77
+		}
+		begin.Events[i], end.Events[i] = event(flow.EventNew, f, uint32(i+1)), event(flow.EventDestroy, f, uint32(i+1))
+	}
+	was := begin
+	if n := testing.AllocsPerRun(1000, func() {
+		now := end
+		e.takeEvents(&begin)
+		e.takeEvents(&now)
+		begin = was
+	}); n != 0 {
+		t.Errorf("%v allocations a batch", n)
+	}
+	if e.behind.limbo != nil || e.internal.Len() != 0 {
+		t.Errorf("%d wait, %d are left", len(e.behind.limbo), e.internal.Len())
+	}
+	// One that has to wait takes a place in the limbo, and gives it back.
+	f := newFlow(5)
+	f.Timeout = 100
+	f.Has |= flow.HasTimeout | flow.HasStatus
+	hold := func() {
+		b := &begin
+		b.N, b.Events[0] = 2, event(flow.EventNew, f, 7)
+		b.Events[1] = event(flow.EventDestroy, f, 7)
+		e.takeEvents(b)
+		e.now = e.now.Add(limboTime)
+		e.behindWork()
+	}
+	hold()
+	if n := testing.AllocsPerRun(1000, hold); n != 0 {
+		t.Errorf("%v allocations for an end that waits", n)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 // keeper is a pair of firewalls with live traffic whose first one is a syncd.
 type keeper struct {
 	*lab.Pair
+	instant  bool
 	fw1, fw2 *firewall
 	in1, in2 func() table // the kernels
 	through  func(tuple) bool
@@ -22,13 +23,19 @@ type keeper struct {
 
 // dialects are the ways in which a pair with a syncd in it can speak.
 var dialects = []struct {
-	name   string
-	sealed bool
-	second daemonKind
-}{{"sealed", true, ours}, {"conntrackd's dialect", false, ours}, {"beside conntrackd", false, theirs}}
+	name    string
+	sealed  bool
+	instant bool // takeover
+	second  daemonKind
+}{
+	{"sealed", true, false, ours},
+	{"conntrackd's dialect", false, false, ours},
+	{"beside conntrackd", false, false, theirs},
+	{"sealed, instant", true, true, ours},
+}
 
 // layKeeper builds a pair, masqueraded or with plain source NAT.
-func layKeeper(t *testing.T, sealed bool, second daemonKind, masquerade bool, after time.Duration) *keeper {
+func layKeeper(t *testing.T, sealed, instant bool, second daemonKind, masquerade bool, after time.Duration) *keeper {
 	t.Helper()
 	p, err := lab.FirewallPair(newLab(t))
 	ok(t, err)
@@ -38,8 +45,11 @@ func layKeeper(t *testing.T, sealed bool, second daemonKind, masquerade bool, af
 		ok(t, err)
 	}
 	ok(t, p.LoadRules(rules))
-	k := &keeper{Pair: p, through: passes(p)}
+	k := &keeper{Pair: p, instant: instant, through: passes(p)}
 	more := fmt.Sprintf("[purge]\nafter = %q", after)
+	if instant {
+		more += "\n[takeover]\nmode = \"instant\""
+	}
 	d := &duo{t: t, opts: duoOptions{syncd: more}}
 	start := func(kind daemonKind, n *lab.Node, number int) *firewall {
 		l := newLink(udp4, 0, number)
@@ -84,7 +94,7 @@ func TestMasquerade(t *testing.T) {
 		for _, masquerade := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/masquerade %v", d.name, masquerade), func(t *testing.T) {
 				t.Parallel()
-				testMasquerade(t, layKeeper(t, d.sealed, d.second, masquerade, 4*time.Second), masquerade)
+				testMasquerade(t, layKeeper(t, d.sealed, d.instant, d.second, masquerade, 4*time.Second), masquerade)
 			})
 		}
 	}
@@ -112,7 +122,11 @@ func testMasquerade(t *testing.T, k *keeper, masquerade bool) {
 	if gone := len(all) - len(left); masquerade && gone < len(hidden) || !masquerade && gone != 0 || len(hidden) == 0 {
 		t.Fatalf("the first kernel has lost %d flows with the address, of %d that are hidden", gone, len(hidden))
 	}
-	if lacks := k.fw2.External().missing(all); lacks != "" {
+	known := k.fw2.External()
+	if k.instant { // traffic passes there already
+		maps.Copy(known, k.fw2.Internal())
+	}
+	if lacks := known.missing(all); lacks != "" {
 		t.Errorf("after the address has moved, the new primary does not know any more:\n%s", lacks)
 	}
 	k.fw1.Backup()
@@ -159,10 +173,12 @@ func testMasquerade(t *testing.T, k *keeper, masquerade bool) {
 	waitFor(t, 20*time.Second, "what ended elsewhere is nowhere", func() bool {
 		return !zombies(k.in1()) && !zombies(k.in2()) && !zombies(k.fw1.Internal()) && !zombies(k.fw1.External())
 	})
-	if k.fw2.real {
+	switch {
+	case k.instant: // what lives waits there
+	case k.fw2.real:
 		// It flushes its kernel without a word, and keeps what it has of us.
 		waitFor(t, 10*time.Second, "the conntrackd has purged", func() bool { return len(k.in2()) == 0 })
-	} else {
+	default:
 		waitFor(t, 20*time.Second, "the second firewall has purged", func() bool { return len(k.in2()) == 0 && !zombies(k.fw2.External()) })
 	}
 	time.Sleep(time.Second)
@@ -176,7 +192,7 @@ func testMasquerade(t *testing.T, k *keeper, masquerade bool) {
 // address stays.
 func TestMasqueradeInterfaceDown(t *testing.T) {
 	t.Parallel()
-	k := layKeeper(t, true, ours, true, 4*time.Second)
+	k := layKeeper(t, true, false, ours, true, 4*time.Second)
 	k.fw1.Primary()
 	k.fw2.Backup()
 	live := openTraffic(t, k.Pair)
@@ -206,7 +222,7 @@ func TestMasqueradeFlap(t *testing.T) {
 	for _, d := range dialects[:2] {
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
-			k := layKeeper(t, d.sealed, d.second, true, 4*time.Second)
+			k := layKeeper(t, d.sealed, d.instant, d.second, true, 4*time.Second)
 			k.fw1.Primary()
 			k.fw2.Backup()
 			live := openTraffic(t, k.Pair)
@@ -238,10 +254,10 @@ func TestMasqueradeFlap(t *testing.T) {
 // Where traffic passes the old primary all the same, its entries live through the
 // purge; those that nobody uses go. The other node keeps all.
 func TestPurgeInUse(t *testing.T) {
-	for _, d := range dialects {
+	for _, d := range dialects[:3] { // with instant takeover nothing is purged that lives
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
-			k := layKeeper(t, d.sealed, d.second, false, 4*time.Second)
+			k := layKeeper(t, d.sealed, d.instant, d.second, false, 4*time.Second)
 			k.fw1.Primary()
 			k.fw2.Backup()
 			live := openTraffic(t, k.Pair)
@@ -296,7 +312,7 @@ func TestPurgeNobodyTookOver(t *testing.T) {
 	for _, d := range dialects {
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
-			k := layKeeper(t, d.sealed, d.second, false, 2*time.Second)
+			k := layKeeper(t, d.sealed, d.instant, d.second, false, 2*time.Second)
 			k.fw1.Primary()
 			k.fw2.Backup()
 			live := openTraffic(t, k.Pair)
