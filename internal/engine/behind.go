@@ -282,8 +282,8 @@ func (e *Engine) forgo(h flow.Handle) {
 	default:
 		return
 	}
-	if held || ended {
-		e.settle(h)
+	if held || ended && e.standby {
+		e.drop(h)
 		return
 	}
 	e.end(h)
@@ -309,10 +309,4 @@ func (e *Engine) WalkBehind(from flow.Handle, fn func(f *flow.Flow, age time.Dur
 		}
 		return fn(f, e.now.Sub(e.internal.Updated(h)))
 	})
-}
-
-// settle ends the entry of a flow that a peer has, or has ended: it knows better.
-func (e *Engine) settle(h flow.Handle) {
-	e.setStanding(h, standRemnant, 0)
-	e.end(h)
 }

@@ -145,6 +145,7 @@ type Engine struct {
 	park     *parking // nil without Config.Parker
 	behind   behind
 	remnants bool        // there may be remnants
+	standby  bool        // this node is not in charge, and has remnants from when it was
 	full     bool        // an event was refused for want of room in the internal cache
 	evictAt  flow.Handle // where the search for a deletion to give up goes on
 	out      outbox

@@ -394,7 +394,7 @@ func (e *Engine) parkRequest(o *owned, h flow.Handle, it *flow.Park) bool {
 		}
 	case ih == 0 || e.internal.Dead(ih):
 	case e.gone(ih): // left behind here, and taken over there
-		e.settle(ih)
+		e.drop(ih)
 	default:
 		if !p.passive || e.internal.Flags(ih)&flagYields == 0 || !e.yield(ih, o, h) {
 			p.mark(o, h, false)
@@ -627,16 +627,9 @@ func (e *Engine) yield(h flow.Handle, o *owned, eh flow.Handle) bool {
 	}
 	p.mark(o, eh, true)
 	e.Stats.Yielded++
-	if !e.cfg.Mirror { // there it would be the end of the flow for who has it
-		e.notePurged(h)
-		e.mode.Forget(h)
-		e.internal.Remove(h)
-		return true
-	}
 	// The kernel's entry lives on: what is told of it later is not of the past.
 	e.internal.Merge(h, &flow.Flow{Has: flow.HasID}, e.now)
-	e.internal.SetDead(h)
-	e.mode.Enqueue(h, false)
+	e.drop(h)
 	return true
 }
 

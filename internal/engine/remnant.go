@@ -2,6 +2,7 @@ package engine
 
 import (
 	"syncd/internal/flow"
+	"syncd/internal/monotime"
 )
 
 // A *remnant* is a flow that was in the kernel when this node stopped being in charge
@@ -16,9 +17,9 @@ import (
 // purges gives remnants a short timeout and looks later which are still there: those
 // are in use.
 //
-// The end of a remnant is not told in conntrackd's dialect: it would end the flow on
-// the node that has it now. In the syncd dialect it is told, since peers hold exactly
-// the internal cache, and know whose end it is.
+// The end of a remnant is not told in conntrackd's dialect while this node is not in
+// charge: it would end the flow on the node that has it now. In the syncd dialect it is
+// told, since peers hold exactly the internal cache, and know whose end it is.
 
 // The standing of an internal entry. It is kept where a cache has the owner of an entry,
 // since the internal cache has only one.
@@ -69,7 +70,7 @@ func (r *Remnants) TakenOver() bool {
 // MarkRemnants makes remnants of all flows. What peers told of the end of one that was
 // left behind still holds.
 func (e *Engine) MarkRemnants(from flow.Handle) flow.Handle {
-	e.remnants = true
+	e.remnants, e.standby = true, true
 	return e.internal.Walk(from, sweepSlots, func(h flow.Handle) bool {
 		switch {
 		case e.standing(h)&standGone != 0:
@@ -86,7 +87,7 @@ func (e *Engine) ForgetRemnants(from flow.Handle) flow.Handle {
 	if from == 0 && !e.remnants {
 		return 0
 	}
-	e.remnants = false
+	e.remnants, e.standby = false, false
 	return e.internal.Walk(from, sweepSlots, func(h flow.Handle) bool {
 		if e.standing(h)&standGone != 0 {
 			e.setStanding(h, 0, standRemnant)
@@ -97,11 +98,15 @@ func (e *Engine) ForgetRemnants(from flow.Handle) flow.Handle {
 	})
 }
 
-// CountRemnants adds to n. With keep, those that a peer has are made ordinary flows
-// again: this node has taken them over.
+// CountRemnants adds to n. With keep, this node is in charge again: those that a peer has
+// are made ordinary flows, since it has taken them over.
 func (e *Engine) CountRemnants(from flow.Handle, n *Remnants, keep bool) flow.Handle {
 	if !e.remnants {
 		return 0
+	}
+	if keep {
+		e.standby = false
+		e.behind.look = monotime.Earliest(e.behind.look, e.now) // what has ended can go
 	}
 	return e.internal.Walk(from, sweepSlots/4, func(h flow.Handle) bool {
 		standing := e.standing(h)
@@ -190,16 +195,26 @@ func (e *Engine) endedElsewhere(key *flow.Tuple) {
 	}
 }
 
+// drop forgets entry h, which is alive, since a peer has its flow.
+func (e *Engine) drop(h flow.Handle) {
+	if !e.cfg.Mirror { // there it would be the end of the flow for who has it
+		e.notePurged(h)
+		e.mode.Forget(h)
+		e.internal.Remove(h)
+		return
+	}
+	e.internal.SetDead(h)
+	e.mode.Enqueue(h, false)
+}
+
 // end ends the flow of entry h.
 func (e *Engine) end(h flow.Handle) {
 	if e.standing(h)&standRemnant != 0 {
 		if !e.internal.IsExpect(h) {
 			e.Stats.Purged++
 		}
-		if !e.cfg.Mirror {
-			e.notePurged(h)
-			e.mode.Forget(h)
-			e.internal.Remove(h)
+		if e.standby {
+			e.drop(h)
 			return
 		}
 	}
