@@ -113,6 +113,7 @@ const (
 type cluster struct {
 	t       *testing.T
 	r       *rand.Rand
+	moves   *rand.Rand // for what happens to addresses and roles
 	net     *simnet.Network
 	members []*member
 	faults  simnet.Faults
@@ -185,6 +186,7 @@ func (m *member) start() {
 	}
 	m.down = false
 	m.node.start()
+	m.host(mobile)
 }
 
 // stop ends the process. If keep, the next one starts with what this one held of the
@@ -289,7 +291,7 @@ func runCluster(t *testing.T, seed uint64, flaw flaw, options ...func(*cluster))
 	bubble(t, func(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 101))
 		c := &cluster{
-			t: t, r: r, net: simnet.New(seed), flaw: flaw, logs: map[uint64]*sendLog{},
+			t: t, r: r, moves: rand.New(rand.NewPCG(seed, 202)), net: simnet.New(seed), flaw: flaw, logs: map[uint64]*sendLog{},
 			flows: 1 + r.IntN(300), rate: r.IntN(15),
 		}
 		if r.IntN(4) == 0 {
@@ -331,19 +333,24 @@ func runCluster(t *testing.T, seed uint64, flaw flaw, options ...func(*cluster))
 		for range 1 + r.IntN(6) {
 			c.run(time.Duration(r.IntN(4000)) * time.Millisecond)
 			c.trouble(c.members[r.IntN(len(c.members))])
+			c.move(c.members[c.moves.IntN(len(c.members))])
 		}
 		c.net.SetFaults(simnet.Faults{})
 		c.ending = true
 		for _, m := range c.members {
 			m.on(func() {
 				m.SetFilter(filter.Compile(filter.Rules{}))
+				m.SetHost([]netip.Addr{mobile})
 				m.SetOrphans(OrphansGo)
 				m.RequestKernelSync()
 			})
 		}
 		c.run(time.Second)
-		for range 30 {
+		for i := range 30 {
 			time.Sleep(time.Second)
+			if i == 5 { // all that was queued has come
+				c.forgo()
+			}
 			c.check()
 		}
 		if c.parks {
@@ -525,6 +532,82 @@ func (c *cluster) trouble(m *member) {
 		})
 	case 15: // nothing to send for a while
 		time.Sleep(time.Duration(r.IntN(15000)) * time.Millisecond)
+	}
+}
+
+// forgo gives up what was left behind, which would take hours by itself.
+func (c *cluster) forgo() {
+	for _, m := range c.members {
+		m.on(func() {
+			m.internal.Walk(0, 0, func(h flow.Handle) bool {
+				if !m.internal.Dead(h) && m.Engine.gone(h) {
+					m.Engine.end(h)
+				}
+				return true
+			})
+		})
+	}
+}
+
+// move lets an address leave a node, or come back, with the flows that are masqueraded
+// with it, or the node change its role.
+func (c *cluster) move(m *member) {
+	kill := func() {
+		for t, f := range m.kernel.Flows() {
+			if f.Status&flow.StatusSrcNAT != 0 && !f.Parked() {
+				m.kernel.Kill(t, 0)
+			}
+		}
+	}
+	switch c.moves.IntN(8) {
+	case 0: // the flows first
+		kill()
+		time.Sleep(time.Duration(c.moves.IntN(400)) * time.Millisecond)
+		m.on(func() { m.SetHost(nil) })
+	case 1:
+		m.on(func() { m.SetHost(nil) })
+		kill()
+	case 2:
+		m.on(func() { m.SetHost([]netip.Addr{mobile}) })
+	case 3: // it was something else
+		kill()
+	case 4:
+		m.on(func() {
+			for pos, more := flow.Handle(0), true; more; more = pos != 0 {
+				pos = m.MarkRemnants(pos)
+			}
+		})
+	case 5:
+		m.on(func() {
+			for pos, more := flow.Handle(0), true; more; more = pos != 0 {
+				pos = m.ForgetRemnants(pos)
+			}
+		})
+	case 6: // a purge, of which some is used again
+		rule := RemnantRule{All: c.moves.IntN(2) == 0, Primary: c.moves.IntN(4) == 0}
+		var ends []flow.Tuple
+		m.on(func() {
+			for t, f := range m.kernel.Flows() {
+				if m.JudgeRemnant(&f, rule) == RemnantEnds {
+					ends = append(ends, t)
+				}
+			}
+		})
+		for _, t := range ends {
+			m.kernel.Update(t, purgePort, func(f *flow.Flow) { f.Timeout = 30 })
+		}
+		time.Sleep(time.Duration(c.moves.IntN(200)) * time.Millisecond)
+		for i, t := range ends {
+			if i%3 > 0 {
+				m.kernel.Destroy(t, 0)
+			}
+		}
+	case 7:
+		m.on(func() {
+			for _, f := range m.kernel.Flows() {
+				m.JudgeRemnant(&f, RemnantRule{Outlived: true})
+			}
+		})
 	}
 }
 
