@@ -90,7 +90,7 @@ func (t table) missing(want table) string {
 // the purge. In the end the address comes back, and what has ended meanwhile is
 // nowhere.
 func TestMasquerade(t *testing.T) {
-	for _, d := range dialects {
+	for _, d := range dialects[:3] {
 		for _, masquerade := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/masquerade %v", d.name, masquerade), func(t *testing.T) {
 				t.Parallel()
