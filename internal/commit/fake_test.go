@@ -201,7 +201,7 @@ func (k *fakeKernel) update(f *flow.Flow) unix.Errno {
 		if have.Status&^f.Status&sticky != 0 || (have.Status^f.Status)&flow.StatusExpected != 0 {
 			return unix.EBUSY
 		}
-		have.Status |= f.Status & sticky
+		have.Status |= f.Status & (sticky | flow.StatusFixedTimeout)
 	}
 	if f.Has&flow.HasTCP != 0 {
 		have.TCPState = f.TCPState

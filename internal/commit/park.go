@@ -91,6 +91,11 @@ func (p *Parker) ask(i int) error {
 		return p.askDelete(i, it)
 	case flow.ParkRelease:
 		p.f = flow.Flow{Orig: it.Flow.Orig, Reply: it.Flow.Reply, Has: flow.HasTimeout, Timeout: remaining(&it.Flow, it.Age, 0)}
+		if p.f.Orig.Proto == flow.GRE {
+			p.f.Has |= flow.HasStatus
+			p.f.Status = it.Flow.Status & (flow.StatusSeenReply | flow.StatusAssured | flow.StatusExpected)
+			fixGRE(&p.f)
+		}
 		return p.request(Update, &p.f, parked{item: i})
 	}
 	if reason := p.prepare(it); reason != "" {

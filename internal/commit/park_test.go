@@ -41,6 +41,7 @@ func TestPark(t *testing.T) {
 	live := tcpFlow(1)
 	udp := udpFlow(2)
 	nat := masqueraded(udp, 5000)
+	gre := with(plain(flow.GRE, 0, 0), timeout(30))
 	assured := func(f *flow.Flow) { f.Status |= flow.StatusSeenReply | flow.StatusAssured }
 	child := with(udpFlow(3), func(f *flow.Flow) { f.Has |= flow.HasMaster; f.Master = live.Orig })
 	last := park(flow.ParkCreate, child)
@@ -103,6 +104,8 @@ func TestPark(t *testing.T) {
 			map[flow.Tuple]uint32{live.Orig: flow.ParkTimeout}, 2},
 		{"released", []flow.Flow{parkedFlow(udp)}, []flow.Park{park(flow.ParkRelease, udp)}, []flow.ParkResult{0},
 			map[flow.Tuple]uint32{udp.Orig: 30}, 0},
+		{"released GRE", []flow.Flow{parkedFlow(gre)}, []flow.Park{park(flow.ParkRelease, gre)}, []flow.ParkResult{0},
+			map[flow.Tuple]uint32{gre.Orig: timeoutGRE}, 0},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -58,9 +58,12 @@ func prepare(e *Entry, o *Options) string {
 
 	// Of the other bits, some are refused (EXPECTED, DYING), some follow from
 	// other attributes (NAT, HELPER, SEQ_ADJUST), some belong to one machine
-	// (OFFLOAD), and FIXED_TIMEOUT could never be cleared again.
+	// (OFFLOAD), and FIXED_TIMEOUT could never be cleared again: only GRE needs it.
 	f.Status = f.Status&(flow.StatusSeenReply|flow.StatusAssured) | flow.StatusConfirmed
 	f.Has = f.Has&^ofOneMachine | flow.HasTimeout | flow.HasStatus | flow.HasReply
+	if f.Orig.Proto == flow.GRE && o.Timeout != flow.ParkTimeout {
+		fixGRE(f)
+	}
 
 	if f.Mark &= o.MarkMask; f.Mark == 0 {
 		f.Has &^= flow.HasMark
@@ -76,6 +79,18 @@ func prepare(e *Entry, o *Options) string {
 		f.Has &^= flow.HasSynproxy
 	}
 	return ""
+}
+
+// timeoutGRE is what an entry of GRE gets, in seconds: a day.
+const timeoutGRE = 86400
+
+// fixGRE gives f a timeout that packets do not change. The kernel keeps the timeouts
+// of GRE in each entry, where only the packet that makes the entry puts them: one that
+// was made through ctnetlink is refreshed with 0 seconds, and gone with its first
+// packet.
+func fixGRE(f *flow.Flow) {
+	f.Status |= flow.StatusFixedTimeout
+	f.Timeout = timeoutGRE
 }
 
 // prepareTCP gives f a state, flags and window scales with which a connection in

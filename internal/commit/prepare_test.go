@@ -67,6 +67,34 @@ func TestPrepareStatus(t *testing.T) {
 	}
 }
 
+// Packets do not refresh what of GRE was made through ctnetlink.
+func TestPrepareGRE(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		o            Options
+		wantStatus   uint32
+		wantTimeout  uint32
+		anotherProto uint8
+	}{
+		{"committed", all, 0x40e, timeoutGRE, 0},
+		{"with a timeout for all", Options{Timeout: 180}, 0x40e, timeoutGRE, 0},
+		{"parked", Options{Timeout: flow.ParkTimeout}, 0x0e, flow.ParkTimeout, 0},
+		{"another protocol without ports", all, 0x0e, 30, 50},
+	} {
+		e := Entry{Flow: plain(flow.GRE, 0, 0)}
+		if tt.anotherProto != 0 {
+			e.Flow = plain(tt.anotherProto, 0, 0)
+		}
+		f := &e.Flow
+		f.Status = 0x0e
+		f.Has |= flow.HasTimeout
+		f.Timeout = 30
+		if reason := prepare(&e, &tt.o); reason != "" || f.Status != tt.wantStatus || f.Timeout != tt.wantTimeout {
+			t.Errorf("%s: status %#x timeout %d %q, want %#x %d", tt.name, f.Status, f.Timeout, reason, tt.wantStatus, tt.wantTimeout)
+		}
+	}
+}
+
 func TestPrepareTCP(t *testing.T) {
 	const none = 0xff
 	for _, tt := range []struct {

@@ -61,7 +61,8 @@ func merge(u, f, have *flow.Flow, o *Options) {
 	// The whole status must be sent: leaving a bit out means clearing it, which
 	// the kernel refuses.
 	const kept = flow.StatusExpected | flow.StatusSeenReply | flow.StatusAssured | flow.StatusConfirmed
-	if status := (have.Status | f.Status) & kept; status != have.Status&kept {
+	status := (have.Status | f.Status) & kept
+	if status != have.Status&kept {
 		u.Has |= flow.HasStatus
 		u.Status = status
 	}
@@ -81,11 +82,16 @@ func merge(u, f, have *flow.Flow, o *Options) {
 	}
 
 	if same && have.Status&flow.StatusFixedTimeout == 0 {
-		longer := uint64(f.Timeout) > uint64(have.Timeout)+timeoutSlack
+		// Of GRE the timeout is not what its owner had: see fixGRE.
+		longer := uint64(f.Timeout) > uint64(have.Timeout)+timeoutSlack && f.Orig.Proto != flow.GRE
 		shorter := uint64(have.Timeout) > uint64(f.Timeout)+timeoutSlack
 		if longer || shorter && have.Parked() {
 			u.Has |= flow.HasTimeout
 			u.Timeout = f.Timeout
+			if fixed := f.Status & flow.StatusFixedTimeout; fixed != 0 {
+				u.Has |= flow.HasStatus
+				u.Status = status | fixed
+			}
 		}
 	}
 	if seen {

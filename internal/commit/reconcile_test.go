@@ -49,6 +49,7 @@ func TestReconcile(t *testing.T) {
 		f.SCTPState, f.SCTPVtag, f.Timeout = flow.SCTPEstablished, [2]uint32{11, 22}, 210
 	})
 	nat := masqueraded(tcpFlow(1), 1001)
+	gre := plain(flow.GRE, 0, 0)
 
 	for _, tt := range []struct {
 		name  string
@@ -75,6 +76,12 @@ func TestReconcile(t *testing.T) {
 			func(t *testing.T, f flow.Flow) { want(t, "timeout", f.Timeout, 30) }},
 		{"a fixed timeout is left", with(untouched(udp), func(f *flow.Flow) { f.Status |= flow.StatusFixedTimeout; f.Timeout = 10 }),
 			udp, all, "there", nil},
+		{"GRE that packets pass", with(gre, timeout(180)), with(gre, timeout(30)), all, "there", nil},
+		{"parked GRE", with(gre, timeout(flow.ParkTimeout)), with(gre, timeout(30)), all, "updated", func(t *testing.T, now flow.Flow) {
+			if now.Timeout != timeoutGRE || now.Status&flow.StatusFixedTimeout == 0 {
+				t.Errorf("timeout %d, status %#x: it would die with its next packet", now.Timeout, now.Status)
+			}
+		}},
 
 		{"status is or'ed", udp, with(udp, func(f *flow.Flow) { f.Status |= flow.StatusSeenReply | flow.StatusAssured }), all, "updated",
 			func(t *testing.T, f flow.Flow) { want(t, "status", f.Status, 0xe) }},

@@ -63,10 +63,9 @@ var (
 	ErrState  = errors.New("protocol state out of range")
 )
 
-// statusSettable are the status bits that ctnetlink lets a request set and that
-// mean the same on every node. The kernel sets those of translation, helper and
-// sequence adjustment itself.
-const statusSettable = flow.StatusSeenReply | flow.StatusAssured
+// statusSettable are the status bits that ctnetlink lets a request set. The kernel
+// sets those of translation, helper and sequence adjustment itself.
+const statusSettable = flow.StatusSeenReply | flow.StatusAssured | flow.StatusFixedTimeout
 
 // maxRequestLen is more than any request needs: three IPv6 tuples and every
 // attribute come to some 600 octets.

@@ -70,11 +70,11 @@ func TestRequestNeverCarries(t *testing.T) {
 	}
 	var d decoder
 	b, _ := appendRequest(nil, OpCreate, 1, &f, CreateOptions{})
-	if got := d.u32(has(b, ctaStatus)); got != 0xe {
+	if got := d.u32(has(b, ctaStatus)); got != 0x40e {
 		t.Errorf("status of a create is %#x", got)
 	}
 	b, _ = appendRequest(nil, OpUpdate, 1, &f, CreateOptions{})
-	if got := d.u32(has(b, ctaStatus)); got != 0xf {
+	if got := d.u32(has(b, ctaStatus)); got != 0x40f {
 		t.Errorf("status of an update is %#x", got)
 	}
 	// The kernel turns over bits of the mark that are outside of its mask.
