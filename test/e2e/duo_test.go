@@ -22,6 +22,9 @@ const (
 
 var allRoles = []roles{{ours, ours}, {ours, theirs}, {theirs, ours}}
 
+// theirs reports whether a real conntrackd takes part.
+func (r roles) theirs() bool { return r.sender == theirs || r.receiver == theirs }
+
 func (r roles) String() string { return string(r.sender) + " to " + string(r.receiver) }
 
 // duoOptions are what a test may want of a duo besides roles and transport.
@@ -41,8 +44,9 @@ type duo struct {
 	opts     duoOptions
 	nA, nB   *lab.Node
 	a, b     *firewall
-	kA, kB   *conntrack.Conn // the kernels' tables
-	key      string          // file with the key, if sealed
+	kA, kB   *conntrack.Conn  // the kernels' tables
+	accept   func(tuple) bool // whether a flow of a kernel is one of the test's
+	key      string           // file with the key, if sealed
 	configOf func(kind daemonKind, node int) string
 }
 
@@ -60,12 +64,18 @@ func newDuo(t testing.TB, r roles, tr transport, opts duoOptions) *duo {
 // daemon, first.
 func layDuo(t testing.TB, r roles, tr transport, opts duoOptions) *duo {
 	t.Helper()
-	if r.sender == theirs || r.receiver == theirs {
+	if r.theirs() {
 		need(t, "conntrackd")
 	}
-	d := &duo{t: t, roles: r, opts: opts}
+	a, b := cabled(t, newLab(t), max(1, opts.links))
+	return duoOn(t, r, tr, opts, a, b)
+}
+
+// duoOn is a duo without daemons on nodes that exist.
+func duoOn(t testing.TB, r roles, tr transport, opts duoOptions, a, b *lab.Node) *duo {
+	t.Helper()
 	opts.links = max(1, opts.links)
-	d.nA, d.nB = cabled(t, newLab(t), opts.links)
+	d := &duo{t: t, roles: r, opts: opts, nA: a, nB: b, accept: isTestFlow}
 	d.kA, d.kB = openKernel(t, d.nA), openKernel(t, d.nB)
 	d.configOf = func(kind daemonKind, node int) string {
 		var links []link
@@ -107,8 +117,8 @@ func (d *duo) start(kind daemonKind, n *lab.Node, number int) *firewall {
 }
 
 // kernelA and kernelB return the test's flows in the kernels.
-func (d *duo) kernelA() table { d.t.Helper(); return kernelTable(d.t, d.kA, isTestFlow) }
-func (d *duo) kernelB() table { d.t.Helper(); return kernelTable(d.t, d.kB, isTestFlow) }
+func (d *duo) kernelA() table { d.t.Helper(); return kernelTable(d.t, d.kA, d.accept) }
+func (d *duo) kernelB() table { d.t.Helper(); return kernelTable(d.t, d.kB, d.accept) }
 
 // external returns the external cache of the receiver.
 func (d *duo) external() table { d.t.Helper(); return d.b.External() }

@@ -109,7 +109,9 @@ func (tr traffic) check(t testing.TB, when string) time.Duration {
 func passes(p *lab.Pair) func(tuple) bool {
 	ends := map[netip.Addr]bool{}
 	for _, a := range []lab.Addresses{p.V4, p.V6} {
-		ends[a.Plain], ends[a.Hidden], ends[a.Server] = true, true, true
+		for _, end := range []netip.Addr{a.Plain, a.Hidden, a.Hidden.Next(), a.Server} {
+			ends[end] = true
+		}
 	}
 	return func(k tuple) bool { return ends[k.src] && k.proto != flow.ICMPv6 || ends[k.src] && k.dport == 128<<8 }
 }

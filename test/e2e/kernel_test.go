@@ -76,6 +76,9 @@ func kernelTuple(f *conntrack.Flow) tuple {
 		sport: o.Proto.SourcePort, dport: o.Proto.DestinationPort,
 		zone: f.Zone,
 	}
+	if k.zone == 0 {
+		k.zone = o.Zone // of the original direction alone
+	}
 	if o.Proto.ICMPv4 || o.Proto.ICMPv6 {
 		k.sport, k.dport = o.Proto.ICMPID, uint16(o.Proto.ICMPType)<<8|uint16(o.Proto.ICMPCode)
 	}
