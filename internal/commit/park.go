@@ -104,7 +104,7 @@ func (p *Parker) ask(i int) error {
 	}
 	switch it.Op {
 	case flow.ParkUpdate:
-		p.update(p.f.Has&flow.HasMaster != 0)
+		p.update(p.f.Has&flow.HasMaster != 0 && !it.Last)
 		return p.request(Update, &p.u, parked{item: i})
 	case flow.ParkRemake: // rare, and something has to give way: look
 		if err := p.settle(); err != nil {

@@ -104,8 +104,9 @@
 //	this node is put in charge          adopted: ours at once, before the kernel has given
 //	                                    it the timeout of its state
 //	this node is not in charge          what another node has is yielded to it, at once or
-//	                                    when it tells of it: parked, and told to the peers
-//	                                    as ended here; not if traffic passed it since
+//	                                    when it tells of it: parked, and, in the syncd
+//	                                    dialect, told to the peers as ended here; not if
+//	                                    traffic passed it since
 //	table full                          absent, tried again now and then
 //
 // Expectations are parked after their masters, with the timeout that they have on their

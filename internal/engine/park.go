@@ -66,7 +66,7 @@ const (
 	extParked     = 1 << iota // handed over, so in the kernel unless the answer says otherwise
 	extRemake                 // changed in a way that no update can express
 	extEnded                  // ended here: not parked again before its owner says something new
-	extMasterless             // its master was not there
+	extMasterless             // its master was not there: it is parked without
 	extSeen                   // by the dump that runs
 )
 
@@ -143,7 +143,9 @@ func (p *parking) said(o *owned, h flow.Handle, flags uint8, fresh bool) {
 			flags |= extRemake
 		}
 	}
-	flags &^= extEnded | extMasterless
+	if flags &^= extEnded; fresh || flags&extRemake != 0 {
+		flags &^= extMasterless
+	}
 	o.cache.SetFlags(h, flags, ^flags)
 	p.due(o, h)
 }

@@ -276,8 +276,12 @@ func (s *Sample) commit(r *rig.Rig, b *rig.Daemon, alone bool, events *atomic.In
 	if err != nil {
 		return err
 	}
+	done := c.Created
+	if s.Kind == rig.Instant {
+		done += c.There // they have been parked there before
+	}
 	// Some of the churn's flows are committed too.
-	if n < s.Flows || n > s.Flows+churnFlows+100 || c.Created < uint64(s.Flows) || c.Refused > 0 {
+	if n < s.Flows || n > s.Flows+churnFlows+100 || done < uint64(s.Flows) || c.Refused > 0 {
 		return fmt.Errorf("the backup says that it has created %d entries, %d were refused; its kernel has %d, and should have %d", c.Created, c.Refused, n, s.Flows)
 	}
 	for {
