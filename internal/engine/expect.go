@@ -21,6 +21,16 @@ type expectSync struct {
 	// expectations by itself, and these ends are no news for the peers either. Always
 	// empty where own changes are replicated.
 	purged map[flow.Tuple]struct{}
+	// early are those of which an event told while a dump runs and their master was not
+	// known: it may be among what the dump has found and the loop has not come to,
+	// while they began after the dump had come to the expectations.
+	early []earlyExpect
+}
+
+// earlyExpect is an expectation that waits for the end of a dump.
+type earlyExpect struct {
+	x      flow.Expect
+	origin Origin
 }
 
 const (
@@ -30,6 +40,8 @@ const (
 	// maxPurged bounds expectSync.purged, which is emptied when it is full: what
 	// follows the destruction of a master follows at once.
 	maxPurged = 4096
+	// maxEarly bounds expectSync.early; beyond, another dump finds them.
+	maxEarly = 256
 )
 
 // noteHelper notes the zone of a flow that has a helper.
@@ -81,7 +93,13 @@ func (e *Engine) expectEvent(ev *flow.Event, x *flow.Expect) {
 	}
 	e.Stats.ExpectsNew++
 	e.helperAtWork(x)
+	e.newExpect(x, origin)
+}
+
+// newExpect applies the beginning of the expectation x.
+func (e *Engine) newExpect(x *flow.Expect, origin Origin) {
 	if e.fitExpect(x) == 0 {
+		e.putEarly(x, origin)
 		return
 	}
 	delete(e.expects.purged, x.Master)
@@ -113,6 +131,27 @@ func (e *Engine) expectEvent(ev *flow.Event, x *flow.Expect) {
 	}
 }
 
+// putEarly keeps an expectation whose master is not known until the dump that runs has
+// ended.
+func (e *Engine) putEarly(x *flow.Expect, origin Origin) {
+	switch {
+	case !e.kernel.running || e.kernel.sweeping || !e.filter.MatchExpect(x):
+	case len(e.expects.early) < maxEarly:
+		e.expects.early = append(e.expects.early, earlyExpect{*x, origin})
+	default:
+		e.kernel.wanted = true
+	}
+}
+
+// takeEarly applies what has waited for the end of the dump.
+func (e *Engine) takeEarly() {
+	early := e.expects.early
+	e.expects.early = nil
+	for i := range early {
+		e.newExpect(&early[i].x, early[i].origin)
+	}
+}
+
 // destroyExpect applies the end of the expectation x.
 func (e *Engine) destroyExpect(x *flow.Expect, origin Origin) {
 	var h flow.Handle
@@ -127,6 +166,9 @@ func (e *Engine) destroyExpect(x *flow.Expect, origin Origin) {
 		}
 		h = c
 		return true
+	})
+	e.expects.early = slices.DeleteFunc(e.expects.early, func(w earlyExpect) bool {
+		return w.x.ID == x.ID && w.x.Tuple.SrcPort == x.Tuple.SrcPort && w.x.Tuple.DstPort == x.Tuple.DstPort
 	})
 	if e.kernel.running {
 		if h != 0 {

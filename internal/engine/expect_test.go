@@ -447,3 +447,38 @@ func TestExpectReplica(t *testing.T) {
 		t.Errorf("samples are told twice: %v", s)
 	}
 }
+
+// shadow returns an entry as a flow, for what compares entries without regard to what
+// they are: an expectation has its key, its master, its helper, and its class for a
+// mark.
+func shadow(c *cache.Cache, h flow.Handle) (f flow.Flow) {
+	if !c.IsExpect(h) {
+		c.Load(h, &f)
+		return f
+	}
+	var x flow.Expect
+	c.LoadExpect(h, &x)
+	return shadowOf(&x)
+}
+
+func shadowOf(x *flow.Expect) flow.Flow {
+	return flow.Flow{Orig: x.Key(), Master: x.Master, Helper: x.Helper, Mark: x.Class}
+}
+
+// keyOf, versionOf and isDeletion say what a data message is about, and what of it.
+
+func keyOf(m *wire.Message) flow.Tuple {
+	if m.IsExpect() {
+		return m.Expect.Key()
+	}
+	return m.Flow.Orig
+}
+
+func versionOf(m *wire.Message) uint32 {
+	if m.IsExpect() {
+		return m.Expect.Class
+	}
+	return m.Flow.Mark
+}
+
+func isDeletion(m *wire.Message) bool { return m.Type == wire.CTDel || m.Type == wire.ExpDel }

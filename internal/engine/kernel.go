@@ -560,6 +560,7 @@ func (e *Engine) dumpEnded(err error) {
 	k.dumping = false
 	if err == nil {
 		k.sweeping, k.pos = true, 0
+		e.takeEarly()
 		return
 	}
 	e.Stats.ResyncsFailed++

@@ -182,6 +182,12 @@ func (d *node) kernelTable() table {
 		}
 		t[k] = canonical(f)
 	}
+	// What it expects is replicated if the flow is that expects it.
+	for _, x := range d.kernel.Expects() {
+		if _, ok := t[x.Master]; ok && match.MatchExpect(&x) {
+			t[x.Key()] = canonical(shadowOf(&x))
+		}
+	}
 	return t
 }
 
@@ -195,9 +201,8 @@ func (d *node) cacheTable(of func() *cache.Cache) table {
 	d.do(func() {
 		c := of()
 		c.Walk(0, 0, func(h flow.Handle) bool {
-			if !c.Dead(h) && !c.IsExpect(h) {
-				var f flow.Flow
-				c.Load(h, &f)
+			if !c.Dead(h) {
+				f := shadow(c, h)
 				t[f.Orig] = canonical(f)
 			}
 			return true

@@ -261,7 +261,7 @@ func (p *probe) Receive(now monotime.Time, session uint64, m *wire.Message) (wir
 		if name := p.OwnerName(d.Owner); name != p.c.log(session).owner {
 			p.c.failf("%s applies a flow of %s to %q", p.self, p.c.log(session).owner, name)
 		}
-		p.pending = delivery{true, d, word{session, m.Seq, m.Type == wire.CTDel, m.Flow.Mark}, m.Flow.Orig, p.others(d.Owner)}
+		p.pending = delivery{true, d, word{session, m.Seq, isDeletion(m), versionOf(m)}, keyOf(m), p.others(d.Owner)}
 		p.sabotage(&d, m)
 	}
 	return v, d
@@ -322,7 +322,7 @@ func (p *probe) settle() {
 	var now flow.Flow
 	if h != 0 {
 		seq = o.at(h).seq
-		o.cache.Load(h, &now)
+		now = shadow(o.cache, h)
 	}
 	switch {
 	case ok && was.session == d.session && d.number.Before(was.number):
@@ -355,8 +355,7 @@ func (p *probe) proven(session uint64, n wire.Seq) {
 	o := p.e.replica.of(p.ownerOf(session))
 	have := table{}
 	o.cache.Walk(0, 0, func(h flow.Handle) bool {
-		var fl flow.Flow
-		o.cache.Load(h, &fl)
+		fl := shadow(o.cache, h)
 		have[fl.Orig] = canonical(fl)
 		return true
 	})
@@ -378,8 +377,7 @@ func (s watchedStore) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire
 		p.c.failf("%s: number %d is due, not %d", p.self, p.next(), seq)
 	}
 	e := &sentFlow{number: seq}
-	s.internal.Load(h, &e.flow)
-	e.flow = canonical(e.flow)
+	e.flow = canonical(shadow(s.internal, h))
 	if s.Dead(h) {
 		e.what = sentEnd
 	}
