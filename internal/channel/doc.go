@@ -4,8 +4,8 @@
 // A Link is one path: UDP unicast to a list of peers, or one multicast group, on
 // one network interface, over IPv4 or IPv6. A Channel is a list of Links, all of
 // which receive and one of which sends. The octets are opaque here: nothing in
-// this package may know what a message is, and it imports nothing of ours but
-// the clock.
+// this package may know what a message is, and it imports nothing of ours but the
+// clock and the gate at which a reader waits.
 //
 // # Goroutines
 //

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"syncd/internal/monotime"
 )
 
 // controlSize is room for the packet information of either family (RFC 3542 6,
@@ -116,10 +119,18 @@ type receiver struct {
 
 	// call is attempt as a function value, made once since making it allocates.
 	// attempt takes its argument and leaves its results in the fields below.
-	call  func(fd uintptr) bool
+	call  func(fd int)
 	batch *Batch
 	errno unix.Errno
+
+	woken monotime.Time // when the last read that got something was, 0 for never
+	busy  bool          // datagrams come so quickly that gathering them pays
 }
+
+// gather is how long datagrams may pile up in the kernel while one follows the other
+// within twice that time, so that a wake-up carries many. A datagram after a pause is
+// received at once.
+const gather = 400 * time.Microsecond
 
 func (r *receiver) init(l *Link, s *sockets) {
 	r.socket = s.recv
@@ -137,24 +148,36 @@ func (r *receiver) init(l *Link, s *sockets) {
 // read fills the slots of b from the socket. open is false if the socket has been
 // closed.
 func (r *receiver) read(b *Batch) (errno unix.Errno, open bool) {
-	r.batch, r.errno = b, 0
-	err := r.socket.raw.Read(r.call)
-	r.batch = nil
-	return r.errno, err == nil
+	if r.busy && r.socket.gate.Pause(gather) != nil {
+		return 0, false
+	}
+	r.batch = b
+	defer func() { r.batch = nil }()
+	for {
+		if !r.socket.use(r.call) {
+			return 0, false
+		}
+		if r.errno != unix.EAGAIN {
+			now := monotime.Now()
+			r.busy = r.woken != 0 && now.Sub(r.woken) < 2*gather
+			r.woken = now
+			return r.errno, true
+		}
+		if r.socket.gate.Wait() != nil {
+			return 0, false
+		}
+	}
 }
 
-// attempt reports false if nothing is there to read.
-func (r *receiver) attempt(fd uintptr) bool {
+// attempt reads what is there.
+func (r *receiver) attempt(fd int) {
 	for {
-		n, errno := recvmmsg(int(fd), r.batch.hdrs)
-		switch errno {
-		case unix.EINTR:
+		n, errno := recvmmsg(fd, r.batch.hdrs)
+		if errno == unix.EINTR {
 			continue
-		case unix.EAGAIN:
-			return false
 		}
 		r.batch.used, r.errno = n, errno
-		return true
+		return
 	}
 }
 

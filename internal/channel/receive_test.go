@@ -4,9 +4,12 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"syncd/internal/monotime"
 )
 
 // nameOf and textOf look into a message header as the kernel does.
@@ -158,5 +161,32 @@ func BenchmarkLoopback32(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		exchange(b, l1, l2, ds, batch)
+	}
+}
+
+// Datagrams that follow each other closely are received together, so that there are
+// far fewer wake-ups than datagrams.
+func TestReceiveGathers(t *testing.T) {
+	l1, l2 := loopback(t, 1), loopback(t, 2)
+	const datagrams = 3000
+	go func() {
+		one := [][]byte{make([]byte, 100)}
+		for range datagrams {
+			l1.Send(one)
+			for begin := monotime.Now(); monotime.Now().Sub(begin) < 50*time.Microsecond; {
+			}
+		}
+	}()
+	b := NewBatch(64, 2048)
+	receives := 0
+	for received := 0; received < datagrams; received += b.N {
+		if err := l2.Receive(b); err != nil {
+			t.Fatal(err)
+		}
+		receives++
+	}
+	t.Logf("%d datagrams in %d receives", datagrams, receives)
+	if receives > datagrams/3 {
+		t.Errorf("%d datagrams came in %d receives", datagrams, receives)
 	}
 }

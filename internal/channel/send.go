@@ -64,7 +64,7 @@ type sender struct {
 
 	// call is attempt as a function value, made once since making it allocates.
 	// attempt takes its argument and leaves its results in the fields below.
-	call      func(fd uintptr) bool
+	call      func(fd int)
 	datagrams [][]byte
 	sent      int
 	err       error
@@ -93,32 +93,31 @@ func (w *sender) init(l *Link, s *sockets) {
 // write sends the datagrams. open is false if the socket has been closed.
 func (w *sender) write(datagrams [][]byte) (sent int, err error, open bool) {
 	w.datagrams, w.sent, w.err, w.waits, w.partial = datagrams, 0, nil, maxWaits, false
-	closed := w.socket.raw.Write(w.call)
+	open = w.socket.use(w.call)
 	w.datagrams = nil
-	return w.sent, w.err, closed == nil
+	return w.sent, w.err, open
 }
 
 // attempt sends all copies, a copy being a datagram for one destination. Copy i
-// is datagram i/len(names) for destination i%len(names). It always reports true:
-// the runtime's poller would wait without a limit.
-func (w *sender) attempt(fd uintptr) bool {
+// is datagram i/len(names) for destination i%len(names).
+func (w *sender) attempt(fd int) {
 	copies := len(w.datagrams) * len(w.names)
 	for first := 0; first < copies; first += sendBatch {
 		n := min(copies-first, sendBatch)
 		w.fill(first, n)
 		for done := 0; done < n; {
-			m, errno := w.link.sendmmsg(int(fd), w.hdrs[done:n])
+			m, errno := w.link.sendmmsg(fd, w.hdrs[done:n])
 			switch {
 			case errno == unix.EINTR:
 			case errno == unix.EAGAIN && w.waits > 0:
 				w.waits--
-				w.link.writable(int(fd))
+				w.link.writable(fd)
 			case errno == unix.EAGAIN:
 				// No room, and no more patience: what is left is dropped.
 				w.link.counters.full.Add(uint64(copies - first - done))
-				return true
+				return
 			case errno != 0 || m == 0:
-				w.failed(first+done, int(fd), errno)
+				w.failed(first+done, fd, errno)
 				done++
 			default:
 				w.took(first+done, w.hdrs[done:done+m])
@@ -126,7 +125,6 @@ func (w *sender) attempt(fd uintptr) bool {
 			}
 		}
 	}
-	return true
 }
 
 // fill points the first n headers at the copies from first on.

@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"syscall"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"syncd/internal/gate"
 )
 
 // sockets are the open sockets of a link on one interface, with the state of
@@ -31,10 +32,14 @@ type sockets struct {
 	sender   sender
 }
 
-// A socket is a non-blocking datagram socket in the runtime's poller.
+// A socket is a non-blocking datagram socket. It is not in the runtime's poller,
+// which would wake a thread for each datagram; who receives waits at its gate.
 type socket struct {
-	file *os.File
-	raw  syscall.RawConn
+	fd   int
+	gate *gate.Gate
+
+	mu     sync.RWMutex // held for reading while the descriptor is in use
+	closed bool
 }
 
 // openSockets opens the sockets of l, on the interface that has the configured
@@ -55,7 +60,7 @@ func (s *sockets) open(cfg *Config) error {
 	if err != nil {
 		return err
 	}
-	if s.recv, err = newPolled(fd, cfg.Name); err != nil {
+	if s.recv, err = newGated(fd); err != nil {
 		return err
 	}
 	if err := s.readInterface(fd, cfg.Interface); err != nil {
@@ -122,9 +127,7 @@ func (s *sockets) openMulticast(fd int, cfg *Config) error {
 	if err != nil {
 		return err
 	}
-	if s.send, err = newPolled(out, cfg.Name); err != nil {
-		return err
-	}
+	s.send = &socket{fd: out}
 	if err := bindToDevice(out, cfg.Interface); err != nil {
 		return err
 	}
@@ -299,10 +302,10 @@ func (s *sockets) kernelDrops() uint64 {
 
 func (s *sockets) close() {
 	if s.recv != nil {
-		s.recv.file.Close()
+		s.recv.close()
 	}
 	if s.send != nil && s.send != s.recv {
-		s.send.file.Close()
+		s.send.close()
 	}
 }
 
@@ -318,24 +321,46 @@ func newSocket(cfg *Config) (int, error) {
 	return fd, nil
 }
 
-// newPolled hands fd to the runtime's poller, and closes it on an error.
-func newPolled(fd int, name string) (*socket, error) {
-	file := os.NewFile(uintptr(fd), "link "+name)
-	raw, err := file.SyscallConn()
+// newGated makes a socket to receive from, and closes fd on an error.
+func newGated(fd int) (*socket, error) {
+	g, err := gate.New(fd)
 	if err != nil {
-		file.Close()
+		unix.Close(fd)
 		return nil, fmt.Errorf("open socket: %w", err)
 	}
-	return &socket{file, raw}, nil
+	return &socket{fd: fd, gate: g}, nil
+}
+
+// close closes the socket once nobody uses its descriptor any more, and ends waiting
+// at its gate.
+func (s *socket) close() {
+	if s.gate != nil {
+		s.gate.Close()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	unix.Close(s.fd)
+}
+
+// use calls f with the descriptor. It reports false, without a call, once the socket
+// is closed. f must not wait for long.
+func (s *socket) use(f func(fd int)) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return false
+	}
+	f(s.fd)
+	return true
 }
 
 // control calls f with the descriptor, unless the socket is closed.
-func (s *socket) control(f func(fd int) error) error {
-	var inner error
-	if err := s.raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
-		return err
+func (s *socket) control(f func(fd int) error) (err error) {
+	if !s.use(func(fd int) { err = f(fd) }) {
+		return net.ErrClosed
 	}
-	return inner
+	return err
 }
 
 // An option is an integer socket option.

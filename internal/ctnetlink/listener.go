@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"syncd/internal/flow"
@@ -63,8 +62,7 @@ type ListenStats struct {
 // Listener receives conntrack events. Run belongs to one goroutine; Pause, Resume,
 // BufferSize, PortID, Stats, Drops and Close may be called from any.
 type Listener struct {
-	conn   *netlink.Conn
-	raw    syscall.RawConn
+	sock   *eventSocket
 	gather time.Duration
 	max    int // BufferMax
 
@@ -81,12 +79,9 @@ type Listener struct {
 	}
 
 	// The rest belongs to the goroutine in Run.
-	rx    *rxVector
-	read  func(fd uintptr) bool // built once; leaves its result in n and errno
-	n     int                   // datagrams in rx
-	errno syscall.Errno
-	block bool // read may wait
-	next  int  // first datagram in rx that is not decoded yet, n if none
+	rx   *rxVector
+	n    int // datagrams in rx
+	next int // first datagram in rx that is not decoded yet, n if none
 
 	batch *flow.Batch // being filled, kept between runs
 	// draining counts down the messages that may still have been queued before the
@@ -100,24 +95,19 @@ type Listener struct {
 // queue in the kernel from then on, so a dump that starts after Listen misses
 // nothing. The error is or wraps ErrNoCapability if the kernel does not allow it.
 func Listen(cfg ListenConfig) (*Listener, error) {
-	conn, raw, err := dial(cfg.NetNS)
+	sock, err := dialEvents(cfg.NetNS)
 	if err != nil {
 		return nil, fmt.Errorf("ctnetlink: listen: %w", err)
 	}
 	l := &Listener{
-		conn: conn, raw: raw, gather: cfg.Gather, max: cfg.BufferMax,
+		sock: sock, gather: cfg.Gather, max: cfg.BufferMax,
 		rx: newRxVector(listenSlots, listenSlotLen),
 	}
 	if l.gather == 0 {
 		l.gather = defaultGather
 	}
-	l.read = func(fd uintptr) bool {
-		l.n, l.errno = l.rx.recv(fd)
-		l.next = 0
-		return l.errno != unix.EAGAIN || !l.block
-	}
 	if err := l.open(cfg); err != nil {
-		conn.Close()
+		sock.close()
 		return nil, fmt.Errorf("ctnetlink: listen: %w", err)
 	}
 	return l, nil
@@ -125,7 +115,7 @@ func Listen(cfg ListenConfig) (*Listener, error) {
 
 func (l *Listener) open(cfg ListenConfig) error {
 	// The buffer first: a busy table fills the default one at once.
-	size, err := setReadBuffer(l.conn, cfg.BufferSize)
+	size, err := l.sock.setReadBuffer(cfg.BufferSize)
 	if err != nil {
 		return err
 	}
@@ -152,7 +142,7 @@ func (l *Listener) open(cfg ListenConfig) error {
 
 func (l *Listener) join() error {
 	for _, g := range l.groups {
-		if err := l.conn.JoinGroup(g); err != nil {
+		if err := l.sock.member(unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
 			return fmt.Errorf("join group %d: %w", g, capability(err))
 		}
 	}
@@ -170,7 +160,7 @@ func (l *Listener) Pause() error {
 	l.member.Lock()
 	defer l.member.Unlock()
 	for _, g := range l.groups {
-		if err := l.conn.LeaveGroup(g); err != nil {
+		if err := l.sock.member(unix.NETLINK_DROP_MEMBERSHIP, g); err != nil {
 			return fmt.Errorf("ctnetlink: pause: leave group %d: %w", g, err)
 		}
 	}
@@ -187,7 +177,7 @@ func (l *Listener) Resume() error {
 		return fmt.Errorf("ctnetlink: resume: %w", err)
 	}
 	l.resumed.Store(true)
-	if err := l.conn.SetReadDeadline(time.Unix(0, 1)); err != nil { // wakes Run
+	if err := l.sock.gate.SetDeadline(time.Unix(0, 1)); err != nil { // wakes Run
 		return fmt.Errorf("ctnetlink: resume: %w", err)
 	}
 	return nil
@@ -204,12 +194,16 @@ func (l *Listener) Resume() error {
 //
 // Events that were read but not passed on when ctx ended are kept for the next Run.
 func (l *Listener) Run(ctx context.Context, free <-chan *flow.Batch, full chan<- *flow.Batch) error {
-	if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
+	if err := l.sock.hold(); err != nil {
+		return fmt.Errorf("ctnetlink: listen: %w", err)
+	}
+	defer l.sock.release()
+	if err := l.sock.gate.SetDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("ctnetlink: listen: %w", err)
 	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		l.conn.SetReadDeadline(time.Unix(0, 1))
+		l.sock.gate.SetDeadline(time.Unix(0, 1))
 		close(interrupted)
 	})
 	err := l.run(ctx, free, full)
@@ -235,32 +229,27 @@ func (l *Listener) run(ctx context.Context, free <-chan *flow.Batch, full chan<-
 		}
 		if l.next == l.n {
 			// With something in hand only look; wait when there is nothing to pass on.
-			l.block = l.batch.N == 0 && l.draining == 0
-			if err := l.raw.Read(l.read); err != nil {
-				if ctx.Err() != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
-					return err
-				}
-				// Resume wants to be noticed. Should ctx end just now, its deadline
-				// must not be lost.
-				if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
-					return err
-				}
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				continue
-			}
-			switch l.errno {
+			idle := l.batch.N == 0 && l.batch.NExpect == 0 && l.draining == 0
+			var errno syscall.Errno
+			l.n, errno = l.rx.recv(uintptr(l.sock.fd))
+			l.next = 0
+			switch errno {
 			case 0:
 				l.reads.Add(1)
 			case unix.EAGAIN:
+				if idle {
+					if err := l.wait(ctx); err != nil {
+						return err
+					}
+					continue
+				}
 			case unix.ENOBUFS:
 				l.overrun()
 				continue
 			default:
-				return os.NewSyscallError("recvmmsg", l.errno)
+				return os.NewSyscallError("recvmmsg", errno)
 			}
-			if l.block && l.gather > 0 {
+			if idle && l.gather > 0 {
 				now := monotime.Now()
 				busy = woken != 0 && now.Sub(woken) < 2*l.gather
 				woken = now
@@ -276,16 +265,30 @@ func (l *Listener) run(ctx context.Context, free <-chan *flow.Batch, full chan<-
 			return err
 		}
 		if busy {
-			pause(l.gather)
+			if err := l.ended(ctx, l.sock.gate.Pause(l.gather)); err != nil {
+				return err
+			}
+		}
+		if l.sock.isClosed() {
+			return os.ErrClosed
 		}
 	}
 }
 
-// pause sleeps in the kernel: the runtime's timers have a resolution of a
-// millisecond when all else is idle.
-func pause(d time.Duration) {
-	ts := unix.NsecToTimespec(int64(d))
-	_ = unix.Nanosleep(&ts, nil) // a signal that ends it early does no harm
+// wait waits for events.
+func (l *Listener) wait(ctx context.Context) error { return l.ended(ctx, l.sock.gate.Wait()) }
+
+// ended says what the end of waiting means: an error if Run has to end.
+func (l *Listener) ended(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	// Resume wants to be noticed. Should ctx end just now, its deadline must not be
+	// lost.
+	if err := l.sock.gate.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 // take makes sure that there is a batch with room.
@@ -383,7 +386,7 @@ func (l *Listener) overrun() {
 	}
 	l.drain()
 	if size := int(l.bufferSize.Load()); size < l.max {
-		if n, err := setReadBuffer(l.conn, min(2*size, l.max)); err == nil {
+		if n, err := l.sock.setReadBuffer(min(2*size, l.max)); err == nil {
 			l.bufferSize.Store(int64(n))
 		}
 	}
@@ -393,7 +396,7 @@ func (l *Listener) overrun() {
 func (l *Listener) drain() { l.draining = max(l.BufferSize()/minTruesize, 2) }
 
 // PortID is the netlink port of the socket.
-func (l *Listener) PortID() uint32 { return l.conn.PID() }
+func (l *Listener) PortID() uint32 { return l.sock.port }
 
 // BufferSize is the receive buffer that the kernel granted, in octets.
 func (l *Listener) BufferSize() int { return int(l.bufferSize.Load()) }
@@ -451,5 +454,5 @@ func (l *Listener) Close() error {
 		err = l.drops.file.Close()
 		l.drops.file = nil
 	}
-	return errors.Join(l.conn.Close(), err)
+	return errors.Join(l.sock.close(), err)
 }
