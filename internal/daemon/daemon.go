@@ -47,6 +47,7 @@ type Daemon struct {
 	events   eventGroups      // the listener
 	forAll   func() bool      // eventsForAll
 	broken   chan error       // why the daemon cannot go on
+	reread   chan error       // how the reading of the table after the last pause ended, nil if that was waited for; used by whoever holds ops
 	channel  *channel.Channel // belongs to the engine's loop
 	links    []*channel.Link
 	commits  *ctnetlink.Writer // used by whoever holds ops

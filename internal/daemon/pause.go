@@ -27,6 +27,7 @@ const pauseFrom = 30_000
 // the groups of events cannot be joined again, the daemon ends: it would miss what
 // it lives of. The caller holds ops.
 func (d *Daemon) withoutEvents(ctx context.Context, n int, change func() error) error {
+	d.reread = nil
 	if n < pauseFrom || !d.forAll() {
 		return change()
 	}
@@ -43,6 +44,14 @@ func (d *Daemon) withoutEvents(ctx context.Context, n int, change func() error) 
 		return change()
 	}
 	defer func() {
+		// Asked for while events are away, it is the first reading after the pause
+		// that answers.
+		done := make(chan error, 1)
+		if d.engine.Do(context.WithoutCancel(ctx), func() {
+			d.engine.OnKernelSync(func(err error) { done <- err })
+		}) == nil {
+			d.reread = done
+		}
 		if err := d.events.Resume(); err != nil {
 			select {
 			case d.broken <- fmt.Errorf("listen to the kernel again after a commit: %w", err):

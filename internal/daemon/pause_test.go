@@ -29,16 +29,18 @@ func TestWithoutEvents(t *testing.T) {
 	} {
 		d, k := newDaemon(t, validConfig)
 		d.forAll = func() bool { return tt.forAll }
-		for i := range tt.known {
-			k.Create(testFlow(i, flow.TCPEstablished), 0)
-		}
 		entries := func() (n int) {
 			if err := d.engine.Do(t.Context(), func() { n = d.engine.Internal().Len() }); err != nil {
 				t.Fatal(err)
 			}
 			return n
 		}
-		waitFor(t, fmt.Sprintf("%d entries", tt.known), func() bool { return entries() == tt.known })
+		for i := range tt.known {
+			k.Create(testFlow(i, flow.TCPEstablished), 0)
+			if n := i + 1; n%1000 == 0 || n == tt.known { // the simulated socket is slow when it is full
+				waitFor(t, fmt.Sprintf("%d entries", n), func() bool { return entries() == n })
+			}
+		}
 		problems := func() []string {
 			s, err := d.look(t.Context())
 			if err != nil {
@@ -55,6 +57,12 @@ func TestWithoutEvents(t *testing.T) {
 		})
 		if err != tt.err {
 			t.Errorf("%s: %v", tt.name, err)
+		}
+		if got := d.rereadAfterPause(t.Context()); got != tt.pays || d.rereadAfterPause(t.Context()) {
+			t.Errorf("%s: a reading after it that can be waited for: %v, want %v, once", tt.name, got, tt.pays)
+		}
+		if n := entries(); tt.pays && n != tt.known+1 {
+			t.Errorf("%s: after the reading there are %d entries, want %d", tt.name, n, tt.known+1)
 		}
 		waitFor(t, "the table is read again", func() bool {
 			return entries() == tt.known+1 && !slices.ContainsFunc(problems(), func(p string) bool {

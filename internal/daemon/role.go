@@ -99,6 +99,9 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, pending
 		})
 	}
 	if err := step("resync", func() (string, error) {
+		if !d.engine.Parks() && d.rereadAfterPause(ctx) {
+			return "read the kernel's table", nil
+		}
 		done, err := d.takeOrphans(ctx)
 		if err != nil {
 			return "", err
@@ -138,6 +141,25 @@ func (d *Daemon) flushCommitted(ctx context.Context) (msg string, err error) {
 
 // kernelSyncTimeout bounds the wait for a resynchronisation with the kernel.
 const kernelSyncTimeout = 2 * time.Minute
+
+// rereadAfterPause waits for the reading of the kernel's table that follows the pause
+// of a commit, and reports whether there was one that succeeded. The caller holds ops.
+func (d *Daemon) rereadAfterPause(ctx context.Context) bool {
+	done := d.reread
+	d.reread = nil
+	if done == nil {
+		return false
+	}
+	limit := time.NewTimer(kernelSyncTimeout)
+	defer limit.Stop()
+	select {
+	case err := <-done:
+		return err == nil
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+	return false
+}
 
 // kernelSync reads the kernel's table into the internal cache and returns when
 // that is done.

@@ -110,3 +110,27 @@ func TestLargeCommit(t *testing.T) {
 		})
 	}
 }
+
+// TestLargeTakeover: when a takeover returns, this node's cache has what its kernel
+// has, and the table was read once for that.
+func TestLargeTakeover(t *testing.T) {
+	const flows = 40_000
+	d := newDuo(t, roles{ours, ours}, udp4, duoOptions{sealed: true})
+	create(t, d.kA, 0, flows)
+	waitFor(t, 30*time.Second, "everything is replicated", func() bool { return d.b.Status().External.Entries == flows })
+	d.a.Stop()
+	r, err := d.b.ctl.SetRole(context.Background(), ctl.RolePrimary, nil)
+	ok(t, err)
+	if n := d.b.Status().Internal.Entries; n != flows || r.Commit.Total().Created != flows {
+		t.Errorf("%d entries of this node's own: %+v", n, r)
+	}
+	s, err := d.b.ctl.Stats(context.Background())
+	ok(t, err)
+	if s.Events.Dumps != 2 || s.Events.Own > 100 {
+		t.Errorf("%d readings of the table, want one at the start and one now; %d events of the own changes", s.Events.Dumps, s.Events.Own)
+	}
+	if d := diff(d.b.Internal(), d.kernelB(), form{}); d != "" {
+		t.Errorf("the internal cache and the kernel: %s", d)
+	}
+	t.Logf("%+v", r.Steps)
+}

@@ -135,8 +135,8 @@ func (w *writer) churn(rate int, stop *atomic.Bool, events *atomic.Int64) error 
 	return w.flush()
 }
 
-// favour gives the threads of a process priority over what else runs on the machine, as
-// conntrackd takes it for itself, and more.
+// favour gives the threads of a process real-time priority over what else runs on the
+// machine, as conntrackd takes it for itself.
 func favour(pid int) error {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	if err != nil || len(tasks) == 0 {
@@ -147,7 +147,8 @@ func favour(pid int) error {
 		if err != nil {
 			return err
 		}
-		if err := unix.Setpriority(unix.PRIO_PROCESS, tid, -20); err != nil && !errors.Is(err, unix.ESRCH) {
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1}
+		if err := unix.SchedSetAttr(tid, &attr, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("priority of process %d: %w", pid, err)
 		}
 	}
