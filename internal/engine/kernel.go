@@ -265,11 +265,15 @@ func (e *Engine) event(ev *flow.Event) {
 }
 
 // origin says who made the change of an event by this netlink port, as far as it
-// matters.
+// matters. Nearly always that is nobody: small enough to cost nothing then.
 func (e *Engine) origin(port uint32) Origin {
 	if port == 0 {
 		return OriginOther
 	}
+	return e.originOf(port)
+}
+
+func (e *Engine) originOf(port uint32) Origin {
 	o := e.origins[port]
 	if o != OriginOther {
 		e.Stats.EventsOwn++
