@@ -448,6 +448,40 @@ func TestExpectReplica(t *testing.T) {
 	}
 }
 
+// TestExpectsDoNotAllocate: a busy SIP proxy has as many expectations as calls.
+func TestExpectsDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	e := quietEngine(t)
+	m := withHelper(1, 0)
+	var masters, begin, end flow.Batch
+	masters.N = 1
+	masters.Events[0] = event(flow.EventNew, m, 1)
+	e.takeEvents(&masters)
+	for i := range flow.ExpectBatchSize {
+		x := expects(&m, i)
+		x.ID, x.Has = uint32(i+1), x.Has|flow.ExpectHasID
+		begin.Expects[i], end.Expects[i] = x, x
+		begin.Events[i] = flow.Event{Kind: flow.EventNew, Expect: uint8(i + 1)}
+		end.Events[i] = flow.Event{Kind: flow.EventDestroy, Expect: uint8(i + 1)}
+	}
+	begin.N, begin.NExpect = flow.ExpectBatchSize, flow.ExpectBatchSize
+	end.N, end.NExpect = begin.N, begin.NExpect
+	alive := 0
+	if n := testing.AllocsPerRun(1000, func() {
+		e.takeEvents(&begin)
+		alive += e.internal.ExpectLen()
+		e.takeEvents(&end)
+		e.send()
+	}); n != 0 {
+		t.Errorf("%v allocations a batch", n)
+	}
+	if alive != 1001*flow.ExpectBatchSize || e.internal.ExpectLen() != 0 {
+		t.Errorf("%d were alive, %d are", alive, e.internal.ExpectLen())
+	}
+}
+
 // shadow returns an entry as a flow, for what compares entries without regard to what
 // they are: an expectation has its key, its master, its helper, and its class for a
 // mark.
