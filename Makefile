@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.release=$(VERSION)
 .PHONY: help build demo test peers lint bench bench-peer bench-commit install clean
 
 help:        ## this list
-	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed -E 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
 
 build:       ## the program, bin/syncd
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/syncd ./cmd/syncd
