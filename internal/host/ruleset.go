@@ -326,8 +326,14 @@ func (r *Ruleset) readRules(conn nft) error {
 
 // decodeExpr decodes one expression. What it does not know, or cannot decode, is
 // opaque.
-func decodeExpr(family byte, b []byte) any {
+func decodeExpr(family byte, b []byte) (decoded any) {
 	var name string
+	defer func() {
+		// Package expr panics on what is shorter than it expects.
+		if recover() != nil {
+			decoded = opaque{name}
+		}
+	}()
 	var data []byte
 	if err := eachNested(b, func(typ uint16, v []byte) {
 		switch typ {
@@ -403,10 +409,26 @@ func decodeExpr(family byte, b []byte) any {
 	default:
 		return opaque{name}
 	}
-	if err := expr.Unmarshal(family, data, e); err != nil {
+	if err := expr.Unmarshal(family, data, e); err != nil || length(e) > maxLength {
 		return opaque{name}
 	}
 	return e
+}
+
+// maxLength is the most octets that an expression can load: all registers.
+const maxLength = 64
+
+// length returns how many octets an expression says that it loads.
+func length(e expr.Any) uint32 {
+	switch e := e.(type) {
+	case *expr.Payload:
+		return e.Len
+	case *expr.Bitwise:
+		return e.Len
+	case *expr.Exthdr:
+		return e.Len
+	}
+	return 0
 }
 
 // decodeCt tells loading and setting apart, which package expr does not.
@@ -434,8 +456,18 @@ func decodeImmediate(family byte, data []byte) any {
 	if imm.Register != unix.NFT_REG_VERDICT {
 		return imm
 	}
-	v := &expr.Verdict{}
-	if err := expr.Unmarshal(family, data, v); err != nil {
+	const immediateData, dataVerdict = 2, 2 // NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT
+	var v *expr.Verdict
+	err := eachNested(data, func(typ uint16, b []byte) {
+		if typ == immediateData {
+			_ = eachNested(b, func(typ uint16, b []byte) {
+				if typ == dataVerdict {
+					v = decodeVerdict(b)
+				}
+			})
+		}
+	})
+	if err != nil || v == nil {
 		return opaque{"immediate"}
 	}
 	return v
@@ -557,21 +589,27 @@ func readSetHeads(conn nft) (map[setKey]setHead, error) {
 // it is.
 func decodeVerdicts(elements []nftables.SetElement) {
 	for i := range elements {
-		v := &expr.Verdict{}
-		code := false
-		err := eachNested(elements[i].Val, func(typ uint16, b []byte) {
-			switch {
-			case typ == unix.NFTA_VERDICT_CODE && len(b) == 4:
-				code = true
-				v.Kind = expr.VerdictKind(int32(binary.BigEndian.Uint32(b)))
-			case typ == unix.NFTA_VERDICT_CHAIN:
-				v.Chain = text(b)
-			}
-		})
-		if err == nil && code {
-			elements[i].VerdictData = v
-		}
+		elements[i].VerdictData = decodeVerdict(elements[i].Val)
 	}
+}
+
+// decodeVerdict decodes a code and perhaps a chain; nil if there is no code.
+func decodeVerdict(b []byte) *expr.Verdict {
+	var v expr.Verdict
+	code := false
+	err := eachNested(b, func(typ uint16, b []byte) {
+		switch {
+		case typ == unix.NFTA_VERDICT_CODE && len(b) == 4:
+			code = true
+			v.Kind = expr.VerdictKind(int32(binary.BigEndian.Uint32(b)))
+		case typ == unix.NFTA_VERDICT_CHAIN:
+			v.Chain = text(b)
+		}
+	})
+	if err != nil || !code {
+		return nil
+	}
+	return &v
 }
 
 // Types of objects (enum nft_object_attributes of the kernel's nf_tables.h).
