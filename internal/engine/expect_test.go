@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -256,20 +258,25 @@ func TestExpectDump(t *testing.T) {
 // TestExpectDuringDump: an event is newer than the dump.
 func TestExpectDuringDump(t *testing.T) {
 	bubble(t, func(t *testing.T) {
+		var mu sync.Mutex // the dump has a goroutine of its own
 		var dumped []flow.Expect
 		during := func() {}
 		a, k := alone(t, func(c *Config) {
 			c.DumpExpects = func(_ context.Context, fn func(*flow.Expect) error) error {
+				mu.Lock()
 				during()
+				all := slices.Clone(dumped)
+				mu.Unlock()
 				time.Sleep(time.Millisecond) // the loop takes the events of this
-				for i := range dumped {
-					if err := fn(&dumped[i]); err != nil {
+				for i := range all {
+					if err := fn(&all[i]); err != nil {
 						return err
 					}
 				}
 				return nil
 			}
 		})
+		time.Sleep(time.Second) // the first dump has ended
 		m := withHelper(1, 0)
 		k.Create(m, 0)
 		x, y, z := expects(&m, 1), expects(&m, 2), expects(&m, 3)
@@ -277,6 +284,7 @@ func TestExpectDuringDump(t *testing.T) {
 		k.Expect(z, 0)
 		synctest.Wait()
 		now := func(x *flow.Expect) flow.Expect { return hidden(k.Expects()[x.Key()]) }
+		mu.Lock()
 		dumped = append(dumped, now(&x), now(&z))
 		// While the dump runs one ends that it tells of, and one begins with the tuple of
 		// one that the dump has seen before.
@@ -287,11 +295,14 @@ func TestExpectDuringDump(t *testing.T) {
 			old.Class, old.ID = 9, old.ID+1
 			dumped = append(dumped, old)
 		}
+		mu.Unlock()
 		a.do(a.RequestKernelSync)
 		time.Sleep(3 * time.Second)
 		if s := expectDifferences(a.internalExpects(), a.kernelExpects()); s != "" {
 			t.Error(s)
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		if len(dumped) != 3 {
 			t.Errorf("%d dumped", len(dumped))
 		}
