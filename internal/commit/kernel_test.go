@@ -500,7 +500,7 @@ func TestKernelEveryKind(t *testing.T) {
 		return nil
 	}
 	p, err := commit.Purge(t.Context(), b.walk, notSCTP, b.writer, 1)
-	if err != nil || p.Shortened != p.Chosen || p.Chosen == 0 {
+	if err != nil || p.Shortened+p.Deleted != p.Chosen || p.Shortened == 0 || p.Deleted == 0 {
 		t.Errorf("%+v, %v", p, err)
 	}
 	time.Sleep(1500 * time.Millisecond)

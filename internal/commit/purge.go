@@ -14,7 +14,8 @@ import (
 type PurgeReport struct {
 	Chosen    int // entries that are to end
 	Shortened int // of these, those that had more time left
-	Refused   int // of these, those that the kernel did not let us shorten
+	Deleted   int // of these, those whose time cannot be shortened
+	Refused   int // of these, those that the kernel did not let us shorten or delete
 }
 
 // Purge makes entries of the kernel end that nobody uses: the chosen ones get a timeout
@@ -25,7 +26,8 @@ type PurgeReport struct {
 // dump calls fn for each entry of the kernel and returns its error at once; it must use
 // another socket than k. choose looks at some entries at a time and says in chosen which
 // are to end. Entries of a fixed timeout, and those that a flowtable handles, are shown
-// to it but stay as they are.
+// to it but stay as they are. Only those of GRE are deleted: they have it from a commit,
+// and neither packets nor we can change it.
 //
 // An entry that is gone already does no harm. If the kernel refuses others, the rest is
 // purged all the same and the first refusal is returned. ctx is looked at between
@@ -63,9 +65,10 @@ type purger struct {
 	chosen [chunkSize]bool
 	n      int
 
-	sent   int // requests in the batch
-	report PurgeReport
-	first  error // why the first was refused
+	sent    int             // requests in the batch
+	deletes [batchSize]bool // which of them are deletes
+	report  PurgeReport
+	first   error // why the first was refused
 }
 
 // batch purges the entries that were gathered.
@@ -88,30 +91,39 @@ func (p *purger) batch(ctx context.Context) error {
 		}
 		p.report.Chosen++
 		f := &p.flows[i]
+		if f.Orig.Proto == flow.GRE && f.Status&flow.StatusFixedTimeout != 0 {
+			f.Has &= flow.HasID // no other entry with this tuple
+			if err := p.request(Delete, f); err != nil {
+				return err
+			}
+			continue
+		}
 		const untouchable = flow.StatusFixedTimeout | flow.StatusOffload | flow.StatusHWOffload
 		if f.Has&flow.HasTimeout == 0 || f.Timeout <= p.limit || f.Status&untouchable != 0 {
 			continue
 		}
 		f.Has, f.Timeout = flow.HasTimeout, p.limit
-		if err := p.shorten(f); err != nil {
+		if err := p.request(Update, f); err != nil {
 			return err
 		}
 	}
 	return p.flush()
 }
 
-func (p *purger) shorten(f *flow.Flow) error {
-	_, err := p.k.Add(Update, f)
+// request adds a request to the batch, and sends it when it is full.
+func (p *purger) request(op Op, f *flow.Flow) error {
+	_, err := p.k.Add(op, f)
 	if errors.Is(err, ErrBatchFull) {
 		if err := p.flush(); err != nil {
 			return err
 		}
-		_, err = p.k.Add(Update, f)
+		_, err = p.k.Add(op, f)
 	}
 	if err != nil {
 		p.refuse(err)
 		return nil
 	}
+	p.deletes[p.sent] = op == Delete
 	if p.sent++; p.sent < batchSize {
 		return nil
 	}
@@ -122,7 +134,9 @@ func (p *purger) flush() error {
 	if p.sent == 0 {
 		return nil
 	}
-	p.report.Shortened += p.sent
+	for _, del := range p.deletes[:p.sent] {
+		*p.count(del)++
+	}
 	p.sent = 0
 	if err := p.k.Flush(p.fail); err != nil && !errors.Is(err, unix.ENOBUFS) { // of that many some were done
 		return err
@@ -133,9 +147,17 @@ func (p *purger) flush() error {
 	return nil
 }
 
-// answer notes that a request of the batch failed.
-func (p *purger) answer(_ int, errno unix.Errno) {
-	p.report.Shortened--
+// count is where a request of the batch is counted.
+func (p *purger) count(del bool) *int {
+	if del {
+		return &p.report.Deleted
+	}
+	return &p.report.Shortened
+}
+
+// answer notes that request i of the batch failed.
+func (p *purger) answer(i int, errno unix.Errno) {
+	*p.count(p.deletes[i])--
 	if errno != unix.ENOENT {
 		p.refuse(errno)
 	}

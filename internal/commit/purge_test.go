@@ -93,6 +93,36 @@ func TestPurge(t *testing.T) {
 			t.Error("something was sent")
 		}
 	})
+	t.Run("GRE with a fixed timeout is deleted", func(t *testing.T) {
+		k := newFake(t)
+		gre := func(key uint16) flow.Flow {
+			return with(plain(flow.GRE, key, 0), func(f *flow.Flow) { f.Status |= flow.StatusFixedTimeout; f.Timeout = timeoutGRE })
+		}
+		for i := range uint16(300) {
+			k.insert(with(tcpFlow(i), func(f *flow.Flow) { f.Timeout = 1 << 20 }))
+			k.insert(gre(i))
+		}
+		free := with(plain(flow.GRE, 999, 0), func(f *flow.Flow) { f.Timeout = 180 })
+		k.insert(free) // made by traffic
+		k.before = func(op Op, f *flow.Flow) unix.Errno {
+			if op == Delete && f.Orig.SrcPort == 7 { // another one has taken its place
+				k.remove(k.byTuple[f.Orig])
+				k.insert(gre(7))
+			}
+			return 0
+		}
+		r, err := Purge(t.Context(), k.dump, all, k, limit)
+		check(t, r, err, PurgeReport{Chosen: 601, Shortened: 301, Deleted: 299}, nil)
+		for i := range uint16(300) {
+			f := gre(i)
+			if there := k.find(f.Orig) != nil; there != (i == 7) {
+				t.Errorf("entry %d is there: %v", i, there)
+			}
+		}
+		if f := k.find(free.Orig); f == nil || f.Timeout != limit {
+			t.Errorf("made by traffic: %+v", f)
+		}
+	})
 	t.Run("nothing", func(t *testing.T) {
 		k := fill(10)
 		r, err := Purge(t.Context(), k.dump, func([]flow.Flow, []bool) error { return nil }, k, limit)
