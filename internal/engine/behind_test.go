@@ -209,7 +209,9 @@ func TestBackFromLimbo(t *testing.T) {
 				again.Has |= flow.HasMark
 				a.kernel.Create(again, 0)
 				a.kernel.Mute(false)
-				a.do(a.RequestKernelSync)
+				if mute {
+					a.do(a.RequestKernelSync)
+				}
 				time.Sleep(20 * time.Second)
 				want := a.kernelTable()
 				if f, ok := a.internalTable()[again.Orig]; !ok || f.TCPState != flow.TCPSynSent || f.Mark != 99 {
@@ -235,41 +237,51 @@ func TestBackFromLimbo(t *testing.T) {
 // Once the peer has taken a flow over, or has seen its end, what was left behind here
 // goes. In conntrackd's dialect nobody is told: it would end the flow there.
 func TestLeftToThePeer(t *testing.T) {
-	dialects(t, func(t *testing.T, mirror bool, a, b *node) {
-		a.host(mobile)
-		mine := a.opened(64)
-		all := a.kernelTable()
-		a.host()
-		a.kill(mine)
-		a.mark() // the node is not in charge any more
-		time.Sleep(time.Second)
+	for _, standby := range []bool{true, false} {
+		dialects(t, func(t *testing.T, mirror bool, a, b *node) { testLeftToThePeer(t, mirror, standby, a, b) })
+	}
+}
 
-		for _, k := range mine { // the peer commits all, and one ends there
-			f := all[k]
-			f.Has |= flow.HasTimeout | flow.HasStatus
-			f.Timeout = 300
-			b.kernel.Create(f, commitPort)
-		}
-		time.Sleep(100 * time.Millisecond)
-		b.do(func() { b.Engine.Mode().Bulk() })
-		time.Sleep(2 * time.Second)
-		b.kernel.Destroy(mine[0], 0)
-		time.Sleep(behindLook + time.Second)
-		wantTable(t, "the internal cache, soon", a.internalTable(), all.without(mine[0]))
-		time.Sleep(behindHeld + behindLook)
-		wantTable(t, "the internal cache, later", a.internalTable(), a.kernelTable())
-		if len(a.externalTable()) != len(mine)-1 || b.kernel.Len() != len(mine)-1 {
-			t.Errorf("the peer has %d flows, we know of %d", b.kernel.Len(), len(a.externalTable()))
-		}
-		want := all
-		if mirror {
-			want = a.kernelTable()
-		}
-		wantTable(t, "what the peer has of us", b.externalTable(), want)
-		if n := b.stats().ExternalDel; (n == 0) == mirror {
-			t.Errorf("the peer was told of %d ends", n)
-		}
-	})
+// standby says whether the node was told that it is not in charge any more.
+func testLeftToThePeer(t *testing.T, mirror, standby bool, a, b *node) {
+	a.host(mobile)
+	mine := a.opened(64)
+	all := a.kernelTable()
+	a.host()
+	a.kill(mine)
+	if standby {
+		a.mark()
+	}
+	time.Sleep(time.Second)
+
+	for _, k := range mine { // the peer commits all, and one ends there
+		f := all[k]
+		f.Has |= flow.HasTimeout | flow.HasStatus
+		f.Timeout = 300
+		b.kernel.Create(f, commitPort)
+	}
+	time.Sleep(100 * time.Millisecond)
+	b.do(func() { b.Engine.Mode().Bulk() })
+	time.Sleep(2 * time.Second)
+	b.kernel.Destroy(mine[0], 0)
+	time.Sleep(behindLook + time.Second)
+	wantTable(t, "the internal cache, soon", a.internalTable(), all.without(mine[0]))
+	time.Sleep(behindHeld + behindLook)
+	wantTable(t, "the internal cache, later", a.internalTable(), a.kernelTable())
+	if len(a.externalTable()) != len(mine)-1 || b.kernel.Len() != len(mine)-1 {
+		t.Errorf("the peer has %d flows, we know of %d", b.kernel.Len(), len(a.externalTable()))
+	}
+	want, told := all, 0
+	switch {
+	case mirror:
+		want, told = a.kernelTable(), len(mine)
+	case !standby: // what the peer has ended cannot end there again
+		want, told = all.without(mine[0]), 1
+	}
+	wantTable(t, "what the peer has of us", b.externalTable(), want)
+	if n := b.stats().ExternalDel; n != uint64(told) {
+		t.Errorf("the peer was told of %d ends, want %d", n, told)
+	}
 }
 
 // The limbo is bounded, and gives its memory back.
