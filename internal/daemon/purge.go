@@ -32,6 +32,7 @@ type purge struct {
 	due       monotime.Time // the next pass
 	after     time.Duration // purge.after
 	primary   bool          // this node is primary again
+	zombies   int           // then: flows that have ended elsewhere, to be given a short timeout
 	takenOver bool          // a peer has taken over: what it does not have is nobody's
 	short     int           // given a short timeout by passes so far and not looked at since
 	wait      time.Duration // until the next pass, after one that had nothing to do
@@ -107,6 +108,9 @@ func (d *Daemon) settleRemnants(ctx context.Context, p *purge) (restore bool, er
 		return restore, d.slices(ctx, d.engine.ForgetRemnants)
 	}
 	p.takenOver = p.takenOver || n.TakenOver()
+	if p.zombies = n.Ended; p.takenOver {
+		p.zombies = n.All - n.Held
+	}
 	return restore && !p.takenOver, nil
 }
 
@@ -159,15 +163,15 @@ func (s *behindSource) Next(p commit.Pass, dst []commit.Entry) (n int, err error
 // p is the purge that was under way. The caller holds ops.
 func (d *Daemon) purgeZombies(ctx context.Context, p *purge) (string, error) {
 	p.primary = true
-	r, err := d.purgePass(ctx, p)
-	if err != nil {
-		return "", err
-	}
-	if p.short == 0 {
+	if p.short == 0 && p.zombies == 0 {
 		return "no flow has ended elsewhere", d.slices(ctx, d.engine.ForgetRemnants)
 	}
-	d.schedulePass(p, p.outlived())
-	return fmt.Sprintf("%d flows that have ended elsewhere leave the kernel in %v unless they are used", r.Chosen, p.after), nil
+	wait := p.outlived()
+	if p.zombies > 0 {
+		wait = 0 // but the connections are there: nobody needs to wait for this
+	}
+	d.schedulePass(p, wait)
+	return fmt.Sprintf("%d flows that have ended elsewhere leave the kernel in %v unless they are used", p.zombies, p.after), nil
 }
 
 // schedulePass lets the next pass of p run after a while.
@@ -215,6 +219,12 @@ func (d *Daemon) stopPurge() *purge {
 // nextPass does the pass of p that is due, and returns when the next one is, 0 for
 // never. The caller holds ops.
 func (d *Daemon) nextPass(ctx context.Context, p *purge) (next time.Duration, err error) {
+	if p.primary && p.zombies > 0 {
+		p.zombies = 0
+		if _, err := d.purgePass(ctx, p); err != nil || p.short > 0 {
+			return p.outlived(), err
+		}
+	}
 	var purged uint64
 	if err := d.engine.Do(ctx, func() { purged = d.engine.Stats.Purged }); err != nil {
 		return 0, err
