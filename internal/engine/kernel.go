@@ -343,7 +343,7 @@ func (e *Engine) destroy(h flow.Handle, ev *flow.Event, origin Origin) {
 	case h == 0 || e.gone(h):
 	case !e.same(h, f):
 		e.Stats.EventsStale++ // of an earlier flow with this tuple
-	case origin == OriginPurge:
+	case origin == OriginPurge && (e.standby || e.standing(h)&standRemnant == 0):
 		e.notePurged(h)
 		e.mode.Forget(h)
 		e.internal.Remove(h)
