@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -542,4 +543,40 @@ func FuzzDecodeExpect(f *testing.F) {
 			t.Fatalf("not the same:\n%+v\n%+v", a, c)
 		}
 	})
+}
+
+// TestExpectTextMatchesConntrackTool: conntrack(8) lists the same lines.
+func TestExpectTextMatchesConntrackTool(t *testing.T) {
+	needCommand(t, "conntrack")
+	ns := newNS(t, "expecttext")
+	w := ns.writer()
+	masters, expects := expectSamples()
+	for i := range masters {
+		mustDo(t, w, OpCreate, &masters[i], CreateOptions{})
+		if errno := doExpect(t, w, OpCreate, &expects[i]); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	var theirs, ours []string
+	for _, family := range []string{"ipv4", "ipv6"} {
+		for line := range strings.Lines(ns.run("", "conntrack", "-L", "expect", "-f", family)) {
+			if _, text, ok := strings.Cut(strings.TrimSpace(line), " proto="); ok { // without the time left
+				theirs = append(theirs, text)
+			}
+		}
+	}
+	if err := DumpExpects(t.Context(), ns.fd(), func(x *flow.Expect) error {
+		text, _, _ := strings.Cut(x.String(), " [")
+		_, text, _ = strings.Cut(text, " proto=")
+		ours = append(ours, text)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(theirs)
+	slices.Sort(ours)
+	if len(ours) != len(expects) {
+		t.Errorf("%d lines", len(ours))
+	}
+	diff(t, "lines", ours, theirs)
 }
