@@ -34,6 +34,8 @@ type duoOptions struct {
 	syncd    string // more of syncd's configuration: tables
 	sealed   bool   // the sealed dialect, with a key of the test's own
 	mode     string // more of the Mode block of conntrackd
+
+	expectations bool // replicate them; in the sealed dialect that is the default
 }
 
 // duo is a sender a and a receiver b on cabled nodes. In its kernels there is only
@@ -83,13 +85,16 @@ func duoOn(t testing.TB, r roles, tr transport, opts duoOptions, a, b *lab.Node)
 			links = append(links, newLink(tr, which, node))
 		}
 		if kind == ours && opts.sealed {
-			return d.sealedConfig(links...)
+			return d.sealedConfig(links...) // looks at d.opts
+		}
+		more, options := opts.syncd, "TCPWindowTracking "+map[bool]string{false: "off", true: "on"}[opts.tracking]
+		if opts.expectations {
+			more, options = more+"\n[filter]\nexpectations = true", options+"\nExpectationSync on"
 		}
 		if kind == ours {
-			return syncdConfig(opts.syncd, links...)
+			return syncdConfig(more, links...)
 		}
-		return conntrackdConfigMode("StartupResync on\n"+opts.mode,
-			"TCPWindowTracking "+map[bool]string{false: "off", true: "on"}[opts.tracking], links...)
+		return conntrackdConfigMode("StartupResync on\n"+opts.mode, options, links...)
 	}
 	return d
 }
