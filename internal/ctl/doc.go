@@ -19,6 +19,7 @@
 //	POST /v1/verify
 //	POST /v1/role/primary  /v1/role/backup  /v1/role/fault      ?progress=true|false
 //	POST /v1/reload
+//	GET  /debug/pprof/…                            profiles, as net/http/pprof has them
 //
 // No request has a body; options are false or empty when they are absent. An answer is one JSON document, an error is an Error
 // document with a status code that says whose fault it was: 400 and 404 and 405

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/url"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -206,6 +208,15 @@ func (s *Server) routes(stop context.Context, node Node) http.Handler {
 		return q.dump(node, which)
 	})
 
+	// Where the processor time and the memory of a daemon in use go can be asked as well:
+	// whoever may command it may know.
+	for name, profile := range map[string]http.HandlerFunc{"": pprof.Index, "profile": pprof.Profile, "trace": pprof.Trace} {
+		handle("GET "+profiles+name, func(q *request) error {
+			profile(q.w, q.r)
+			return nil
+		})
+	}
+
 	// A command lives as long as the server, not as its client.
 	command := func(pattern string, f func(ctx context.Context, q *request) (any, error)) {
 		handle("POST "+pattern, func(q *request) error {
@@ -312,6 +323,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, f func(q *request
 	}
 }
 
+// profiles begins the paths of net/http/pprof, which judges its options itself.
+const profiles = "/debug/pprof/"
+
 // checkForm refuses what no request has: a body and unknown options. A client
 // that announces a body and never sends it must not be waited for.
 func (q *request) checkForm() error {
@@ -321,7 +335,7 @@ func (q *request) checkForm() error {
 		return fmt.Errorf("%w: a request has no body", errUsage)
 	}
 	for name := range q.r.URL.Query() {
-		if !slices.Contains(options[q.r.URL.Path], name) {
+		if !slices.Contains(options[q.r.URL.Path], name) && !strings.HasPrefix(q.r.URL.Path, profiles) {
 			return fmt.Errorf("%w: unknown option %q", errUsage, name)
 		}
 	}

@@ -615,3 +615,21 @@ func TestNoNull(t *testing.T) {
 		}
 	}
 }
+
+// A daemon in use can be asked where its time and its memory go.
+func TestProfiles(t *testing.T) {
+	path := start(t, &fakeNode{}, nil)
+	for target, want := range map[string]string{
+		"/debug/pprof/goroutine?debug=1":  "goroutine profile:",
+		"/debug/pprof/heap?debug=1":       "heap profile:",
+		"/debug/pprof/profile?seconds=1":  "\x1f\x8b", // gzip
+		"/debug/pprof/trace?seconds=0.01": "go 1.",
+	} {
+		if code, answer := do(t, path, "GET", target, ""); code != 200 || !strings.HasPrefix(answer, want) {
+			t.Errorf("%s: %d %.80q", target, code, answer)
+		}
+	}
+	if code, _ := do(t, path, "POST", "/debug/pprof/heap", ""); code != 405 {
+		t.Errorf("POST: %d", code)
+	}
+}
