@@ -55,11 +55,15 @@ func sockaddr(addr netip.Addr, index int, port uint16) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(port), ZoneId: uint32(index), Addr: addr.As16()}
 }
 
+// Both calls below do not wait and end in some microseconds, so they are raw: the
+// runtime is not told, since telling it would wake its monitor, whose looking around
+// costs more.
+
 // sendmmsg sends hdrs, which must not be empty, and returns how many the kernel
 // took. An error stands for the first one; if a later one fails the kernel just
 // stops before it.
 func sendmmsg(fd int, hdrs []unix.Mmsghdr) (int, unix.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd),
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(&hdrs[0])), uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return 0, errno
@@ -69,7 +73,7 @@ func sendmmsg(fd int, hdrs []unix.Mmsghdr) (int, unix.Errno) {
 
 // recvmmsg receives into hdrs, which must not be empty, what is there.
 func recvmmsg(fd int, hdrs []unix.Mmsghdr) (int, unix.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd),
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd),
 		uintptr(unsafe.Pointer(&hdrs[0])), uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return 0, errno

@@ -17,6 +17,7 @@ import (
 	"os"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +30,8 @@ type Gate struct {
 	timer  polled
 
 	// The functions that look are built once, since making them allocates. They leave
-	// an error in err.
+	// an error in err. Their system calls do not wait, so they are raw: the runtime is
+	// not told, since telling it would wake its monitor.
 	seen, slept func(fd uintptr) bool
 	err         error
 	arm         bool          // the socket is to be watched from now on
@@ -76,11 +78,12 @@ func New(socket int) (*Gate, error) {
 				return true
 			}
 		}
-		n, err := unix.EpollWait(int(fd), g.events[:], 0)
-		if err != nil && err != unix.EINTR {
-			g.err = os.NewSyscallError("epoll_wait", err)
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, fd, uintptr(unsafe.Pointer(&g.events[0])), uintptr(len(g.events)), 0, 0, 0)
+		if errno != 0 {
+			g.err = os.NewSyscallError("epoll_pwait", errno)
+			return true
 		}
-		return n > 0 || g.err != nil
+		return n > 0
 	}
 	g.slept = func(fd uintptr) bool {
 		if g.d != 0 {
@@ -90,11 +93,14 @@ func New(socket int) (*Gate, error) {
 			g.err = os.NewSyscallError("timerfd_settime", unix.TimerfdSettime(int(fd), 0, &spec, nil))
 			return g.err != nil
 		}
-		_, err := unix.Read(int(fd), g.expired[:])
-		if err != nil && err != unix.EAGAIN && err != unix.EINTR {
-			g.err = os.NewSyscallError("read timer", err)
+		_, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&g.expired[0])), uintptr(len(g.expired)))
+		if errno == unix.EAGAIN {
+			return false
 		}
-		return err == nil || g.err != nil
+		if errno != 0 {
+			g.err = os.NewSyscallError("read timer", errno)
+		}
+		return true
 	}
 	if err := g.open(); err != nil {
 		g.Close()

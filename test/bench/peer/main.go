@@ -44,11 +44,12 @@ type options struct {
 	add      bool
 	charts   string
 	report   bool
+	scale    []int // numbers of standing flows
 }
 
 func main() {
 	var o options
-	var kinds, rates string
+	var kinds, rates, scale string
 	flag.StringVar(&o.bin, "syncd", "bin/syncd", "the syncd to measure")
 	flag.StringVar(&kinds, "kinds", "syncd,syncd-plain,conntrackd", "what is measured, in the order of the first run")
 	flag.IntVar(&o.runs, "runs", 3, "runs of each, of which the table shows medians")
@@ -65,8 +66,9 @@ func main() {
 	flag.BoolVar(&o.add, "add", false, "add to the results in the file of -json instead of replacing them")
 	flag.StringVar(&o.charts, "charts", "", "draw charts of the results into this `directory`")
 	flag.BoolVar(&o.report, "report", false, "measure nothing: only show what the file of -json has")
+	flag.StringVar(&scale, "scale", "", "instead of all that: syncd alone beside so many standing flows, a list (10000,100000,1000000,2000000)")
 	flag.Parse()
-	err := o.parse(kinds, rates)
+	err := o.parse(kinds, rates, scale)
 	if err == nil && flag.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
 	}
@@ -83,17 +85,17 @@ func main() {
 }
 
 // parse takes over the lists.
-func (o *options) parse(kinds, rates string) error {
-	var err error
+func (o *options) parse(kinds, rates, scale string) (err error) {
 	if o.kinds, err = rig.ParseKinds(kinds); err != nil {
 		return fmt.Errorf("-kinds: %w", err)
 	}
-	for _, r := range strings.Split(rates, ",") {
-		n, err := strconv.Atoi(r)
-		if err != nil || n <= 0 {
-			return fmt.Errorf("-rates: %q is no rate", r)
+	if o.rates, err = numbers("-rates", rates); err != nil {
+		return err
+	}
+	if scale != "" {
+		if o.scale, err = numbers("-scale", scale); err != nil {
+			return err
 		}
-		o.rates = append(o.rates, n)
 	}
 	if o.report && o.json == "" {
 		return fmt.Errorf("-report needs -json FILE")
@@ -106,6 +108,18 @@ func (o *options) parse(kinds, rates string) error {
 		return fmt.Errorf("numbers of runs, flows and lives, rates and the duration must be positive")
 	}
 	return nil
+}
+
+// numbers reads a list of positive numbers.
+func numbers(flag, list string) (all []int, err error) {
+	for _, text := range strings.Split(list, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n <= 0 {
+			return nil, fmt.Errorf("%s: %q is no positive number", flag, text)
+		}
+		all = append(all, n)
+	}
+	return all, nil
 }
 
 // run measures everything and reports.
@@ -147,7 +161,7 @@ func measureAll(ctx context.Context, o options, res *Results, out io.Writer) (er
 	if _, err := lab.Sweep(rig.Prefix); err != nil {
 		return err
 	}
-	restore, err := rig.RaiseTable(2 * (o.flows + o.lives))
+	restore, err := rig.RaiseTable(2 * (max(o.flows, slices.Max(append([]int{0}, o.scale...))) + o.lives))
 	defer func() {
 		if rerr := restore(); err == nil {
 			err = rerr
@@ -157,6 +171,9 @@ func measureAll(ctx context.Context, o options, res *Results, out io.Writer) (er
 		return err
 	}
 	res.describe(o)
+	if o.scale != nil {
+		return measureScales(ctx, o, res, out)
+	}
 	earlier := res.runs()
 	for n := range o.runs {
 		// Whoever comes first in one run comes last in the next.

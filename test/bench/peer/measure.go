@@ -57,7 +57,7 @@ func measure(ctx context.Context, o options, kind rig.Kind) (s *Sample, err erro
 	if s.Divergence, err = p.diverged(); err != nil {
 		return nil, err
 	}
-	if s.Latency, err = p.latency(ctx, g); err != nil {
+	if s.Latency, err = p.latency(ctx, g, o.latency, o.duration, nil); err != nil {
 		return nil, err
 	}
 	if err := p.packets(ctx, s); err != nil {
@@ -319,12 +319,18 @@ func (p *pairUnderTest) flush(s *Sample) error {
 // pollEvery is the pause between two looks at the backup's counters.
 const pollEvery = 300 * time.Microsecond
 
+// warmUp is how long a load goes on before something happens beside it.
+const warmUp = 500 * time.Millisecond
+
 // latency measures how long after the kernel ended a flow the backup knows. Both
 // daemons count the ends that they have applied to their external cache, and ends come
 // in order: when the count is k, the k-th is known. What is told is too long by the
 // time between two looks. It is ends that are looked at because nothing else is
 // counted alike: what is said of a living flow may be said together, and again.
-func (p *pairUnderTest) latency(ctx context.Context, g *generator) (l Latency, err error) {
+//
+// during, if there is one, begins with the load, and only ends of flows count that come
+// before it returns.
+func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d time.Duration, during func(context.Context) error) (l Latency, err error) {
 	first, err := p.b.Counters()
 	if err != nil {
 		return l, err
@@ -355,8 +361,24 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator) (l Latency, e
 		}
 	}()
 	g.stamp, g.ends = true, nil
-	_, took, err := g.churn(ctx, p.o.latency, p.o.lives, p.o.duration)
+	begun, ended := time.Time{}, make(chan error, 1)
+	var until time.Time
+	if during != nil {
+		go func() {
+			time.Sleep(warmUp)
+			begun = time.Now()
+			err := during(ctx)
+			until = time.Now()
+			ended <- err
+		}()
+	} else {
+		ended <- nil
+	}
+	_, took, err := g.churn(ctx, rate, p.o.lives, d)
 	g.stamp = false
+	if derr := <-ended; err == nil {
+		err = derr
+	}
 	time.Sleep(p.patience() / 5) // for those that are on their way
 	close(stop)
 	if perr := <-done; err == nil {
@@ -369,7 +391,9 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator) (l Latency, e
 	i := 0
 	for _, k := range looks {
 		for ; i < len(g.ends) && uint64(i) < k.known; i++ {
-			all = append(all, k.at.Sub(g.ends[i]).Seconds())
+			if during == nil || g.ends[i].After(begun) && g.ends[i].Before(until) {
+				all = append(all, k.at.Sub(g.ends[i]).Seconds())
+			}
 		}
 	}
 	if len(all) == 0 {
@@ -382,7 +406,7 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator) (l Latency, e
 		gaps = append(gaps, looks[j].at.Sub(looks[j-1].at).Seconds())
 	}
 	return Latency{
-		Rate: p.o.latency, Flows: len(all), Missing: len(g.ends) - len(all), Seconds: took.Seconds(),
+		Rate: rate, Flows: len(all), Missing: len(g.ends) - i, Seconds: took.Seconds(),
 		P50: at(0.5), P99: at(0.99), Max: all[len(all)-1], Resolution: median(gaps),
 	}, nil
 }

@@ -46,7 +46,7 @@ func TestQuick(t *testing.T) {
 		t.Fatalf("build syncd: %v\n%s", err, out)
 	}
 	o := options{bin: bin, quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
-	if err := o.parse("syncd,syncd-plain,conntrackd", "1"); err != nil {
+	if err := o.parse("syncd,syncd-plain,conntrackd", "1", ""); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer

@@ -23,6 +23,7 @@ type Results struct {
 	Machine Machine  `json:"machine"`
 	Samples []Sample `json:"samples"`
 	Summary []Row    `json:"summary"`
+	Scales  []Scale  `json:"scales,omitempty"`
 }
 
 // Machine says where and how.
@@ -295,6 +296,10 @@ func divergence(d rig.Divergence) float64 { return float64(d.Missing + d.Stale +
 
 // table writes the summary.
 func (r *Results) table(out io.Writer) {
+	r.scaleTable(out)
+	if len(r.Samples) == 0 {
+		return
+	}
 	r.summarise()
 	m := &r.Machine
 	fmt.Fprintf(out, "\n%s, %d processors, Linux %s; medians of %d runs, %d standing flows\n\n", m.CPU, m.CPUs, m.Kernel, r.runs(), m.Flows)

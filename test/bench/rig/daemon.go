@@ -189,6 +189,9 @@ func (d *Daemon) Entries() (internal, external uint64, err error) {
 // Status returns the status of a syncd.
 func (d *Daemon) Status() (*ctl.Status, error) { return d.client.Status(context.Background()) }
 
+// Client is the control socket of a syncd.
+func (d *Daemon) Client() *ctl.Client { return d.client }
+
 // InStep reports whether a syncd says that it is in step with its peer; of a
 // conntrackd it is true always, since it does not say.
 func (d *Daemon) InStep() (bool, error) {

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"syncd/test/bench/rig"
+)
+
+// Scale is what syncd, sealed, costs beside a number of standing flows.
+type Scale struct {
+	Flows  int       `json:"flows"`
+	Memory MemoryUse `json:"memory"`
+	Churn  []Load    `json:"churn"`
+
+	// GCActive and GCBackup are the garbage collector's part of the processor time.
+	GCActive float64 `json:"gc_share_active"`
+	GCBackup float64 `json:"gc_share_backup"`
+
+	Calm   Latency `json:"latency"`
+	Bulk   Latency `json:"latency_beside_bulk_update"`
+	Resync Latency `json:"latency_beside_kernel_resync"`
+}
+
+// scaleRate is the rate of the load beside which bulk update and resynchronisation run.
+const scaleRate = 20000
+
+// measureScales measures syncd beside each number of flows.
+func measureScales(ctx context.Context, o options, res *Results, out io.Writer) error {
+	res.Scales = nil
+	for _, n := range o.scale {
+		s, err := measureScale(ctx, o, n)
+		if err != nil {
+			return fmt.Errorf("%d flows: %w", n, err)
+		}
+		res.Scales = append(res.Scales, *s)
+		fmt.Fprintf(out, "%d flows\n", n)
+	}
+	return nil
+}
+
+func measureScale(ctx context.Context, o options, flows int) (s *Scale, err error) {
+	o.flows = flows
+	r, err := rig.New(o.bin)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	p := &pairUnderTest{rig: r, o: o}
+	settings := rig.Settings{Env: []string{rig.GCTrace}}
+	if p.a, err = r.Start(rig.Sealed, 0, settings); err != nil {
+		return nil, err
+	}
+	if p.b, err = r.Start(rig.Sealed, 1, settings); err != nil {
+		return nil, err
+	}
+	g, err := newGenerator(r.A)
+	if err != nil {
+		return nil, err
+	}
+	defer g.close()
+	var sample Sample
+	if err := p.meet(ctx, g); err != nil {
+		return nil, err
+	}
+	before := [2]gcUse{gcOf(p.a), gcOf(p.b)}
+	if err := p.fill(ctx, g, &sample); err != nil {
+		return nil, err
+	}
+	s = &Scale{Flows: flows, Memory: sample.Memory}
+	for _, rate := range o.rates {
+		l, err := p.load(func() (int, time.Duration, error) { return g.churn(ctx, rate, o.lives, o.duration) })
+		if err != nil {
+			return nil, fmt.Errorf("churn of %d/s: %w", rate, err)
+		}
+		l.Target = rate
+		s.Churn = append(s.Churn, *l)
+	}
+	if s.GCActive, err = gcOf(p.a).share(before[0]); err != nil {
+		return nil, err
+	}
+	if s.GCBackup, err = gcOf(p.b).share(before[1]); err != nil {
+		return nil, err
+	}
+	if s.Calm, err = p.latency(ctx, g, scaleRate, o.duration, nil); err != nil {
+		return nil, err
+	}
+	long := o.duration + time.Duration(flows)*10*time.Microsecond // enough for what happens beside it
+	if s.Bulk, err = p.latency(ctx, g, scaleRate, long, p.bulk); err != nil {
+		return nil, fmt.Errorf("bulk update: %w", err)
+	}
+	if s.Resync, err = p.latency(ctx, g, scaleRate, long, p.resync); err != nil {
+		return nil, fmt.Errorf("resynchronisation: %w", err)
+	}
+	return s, errors.Join(p.a.Stop(), p.b.Stop())
+}
+
+// gcUse is processor time.
+type gcUse struct {
+	gc, all time.Duration
+	err     error
+}
+
+func gcOf(d *rig.Daemon) (u gcUse) {
+	var cerr error
+	u.gc, _, u.err = d.GC()
+	u.all, cerr = rig.CPU(d.PID)
+	u.err = errors.Join(u.err, cerr)
+	return u
+}
+
+// share is the collector's part of what was used since before.
+func (u gcUse) share(before gcUse) (float64, error) {
+	return float64(u.gc-before.gc) / float64(max(u.all-before.all, 1)), errors.Join(u.err, before.err)
+}
+
+// bulk lets the active node send everything, and waits until the backup has confirmed
+// all of it.
+func (p *pairUnderTest) bulk(ctx context.Context) error {
+	before, err := p.a.Client().Stats(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := p.a.Client().Bulk(ctx); err != nil {
+		return err
+	}
+	return rig.Wait(time.Minute, "the bulk update is complete", func() (bool, error) {
+		s, err := p.a.Client().Stats(ctx)
+		return err == nil && s.Sync.BulksSent > before.Sync.BulksSent, err
+	})
+}
+
+// resync lets the active node read its kernel's table again.
+func (p *pairUnderTest) resync(ctx context.Context) error {
+	before, err := p.a.Client().Stats(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := p.a.Client().Resync(ctx, true); err != nil {
+		return err
+	}
+	return rig.Wait(time.Minute, "the resynchronisation is complete", func() (bool, error) {
+		s, err := p.a.Client().Stats(ctx)
+		return err == nil && s.Events.Dumps > before.Events.Dumps, err
+	})
+}
+
+// scaleTable writes what syncd costs by the number of flows.
+func (r *Results) scaleTable(out io.Writer) {
+	if len(r.Scales) == 0 {
+		return
+	}
+	fmt.Fprint(out, "\nsyncd, sealed, by the number of standing flows\n\n")
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(w, "flows\tB a flow, internal\texternal\tGC, active\tbackup\tp99 alone\tbeside bulk\tbeside resync\t")
+	for _, l := range r.Scales[0].Churn {
+		fmt.Fprintf(w, "µs an event at %dk/s\ta message\t", l.Target/1000)
+	}
+	fmt.Fprintln(w)
+	for i := range r.Scales {
+		s := &r.Scales[i]
+		fmt.Fprintf(w, "%d\t%.0f\t%.0f\t%.2f %%\t%.2f %%\t%.1f ms\t%.1f ms\t%.1f ms\t", s.Flows, s.Memory.PerFlowInternal, s.Memory.PerFlowExternal,
+			100*s.GCActive, 100*s.GCBackup, 1e3*s.Calm.P99, 1e3*s.Bulk.P99, 1e3*s.Resync.P99)
+		for _, l := range s.Churn {
+			fmt.Fprintf(w, "%.2f\t%.2f\t", l.CPUActive/1e3, l.CPUBackup/1e3)
+		}
+		fmt.Fprintln(w)
+	}
+	w.Flush()
+}
