@@ -55,6 +55,7 @@ type Daemon struct {
 	fetches  *ctnetlink.Writer // used by the engine's fetch worker
 	parks    *ctnetlink.Writer // of the parker; nil unless takeovers are instant
 	notify   *notifier
+	procs    processors
 
 	ops chan struct{} // one token: held while a command changes the kernel or the role
 
@@ -101,6 +102,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	d.ops <- struct{}{}
 	d.notify = newNotifier(d.log)
+	d.procs.start()
 	if err := d.open(cfg); err != nil {
 		d.close()
 		return errors.Join(err, server.Close())
@@ -165,6 +167,8 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 		Log:    d.log.Named("engine"),
 		Events: d.listener,
 		Dump: func(ctx context.Context, fn func(*flow.Event) error) error {
+			d.procs.begin()
+			defer d.procs.end()
 			return ctnetlink.Dump(ctx, ctnetlink.DumpFilter{}, fn)
 		},
 		Fetch: func(_ context.Context, keys []flow.Tuple, fn func(*flow.Flow)) error {
@@ -262,6 +266,7 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 	task("interfaces", func(ctx context.Context) error { return d.watchInterfaces(ctx, known) })
 	task("service", d.serve)
 	task("readiness", d.watchReadiness)
+	task("processors", d.procs.watch)
 	if d.parks != nil {
 		task("parked entries", d.watchParked)
 	}

@@ -21,10 +21,13 @@ func (d *Daemon) Commit(ctx context.Context, o ctl.CommitOptions) (*ctl.CommitRe
 		return nil, fmt.Errorf("commit: %w", err)
 	}
 	if o.DryRun {
+		d.procs.begin()
+		defer d.procs.end()
 		return d.dryRun(ctx, src, o.Progress)
 	}
 	select {
 	case <-d.ops:
+		d.procs.begin()
 	default:
 		return nil, fmt.Errorf("commit: %w", ctl.ErrBusy)
 	}
@@ -91,6 +94,8 @@ const dumpChunk = 256
 
 // Dump implements ctl.Node.
 func (d *Daemon) Dump(ctx context.Context, which string, fn func(*ctl.DumpEntry) error) error {
+	d.procs.begin()
+	defer d.procs.end()
 	entries := make([]ctl.DumpEntry, dumpChunk)
 	if which == ctl.Internal {
 		return d.dump(ctx, entries, func() (*cache.Cache, string) { return d.engine.Internal(), "" }, fn)

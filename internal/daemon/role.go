@@ -15,13 +15,17 @@ import (
 func (d *Daemon) acquire(ctx context.Context) error {
 	select {
 	case <-d.ops:
+		d.procs.begin()
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (d *Daemon) release() { d.ops <- struct{}{} }
+func (d *Daemon) release() {
+	d.procs.end()
+	d.ops <- struct{}{}
+}
 
 // SetRole implements ctl.Node: the whole of what a change of role needs.
 //

@@ -89,7 +89,8 @@ func (e *Engine) PeerAddrs() map[int]netip.Addr { return e.peer.addr }
 
 // deliver applies a data message to the external cache of its owner.
 func (e *Engine) deliver(d wire.Delivery, m *wire.Message) {
-	full := e.replica.refusing()
+	o := e.replica.owners[d.Owner]
+	full := o != nil && o.full
 	out := e.replica.apply(d, m, e.now)
 	if m.Type == wire.CTDel && (e.remnants || e.behind.some) && out != ignored {
 		e.endedElsewhere(&m.Flow.Orig)
