@@ -29,11 +29,22 @@ func (c *Cache) fine(t uint32) Time {
 // Load writes the whole wide form of a flow to f, all that is not known or not
 // stored as zero.
 func (c *Cache) Load(h Handle, f *flow.Flow) {
-	r := c.flowAt(h)
+	if !c.LoadFlow(h, f) {
+		panic("cache: handle of no flow")
+	}
+}
+
+// LoadFlow does what Load does if entry h is a flow, and otherwise returns false and
+// leaves f alone.
+func (c *Cache) LoadFlow(h Handle, f *flow.Flow) bool {
+	r := c.at(h)
+	if r.state&stateExpect != 0 {
+		return false
+	}
 	*f = flow.Flow{}
 	r.load(f)
 	if r.extra == 0 {
-		return
+		return true
 	}
 	e := c.extras.at(r.extra)
 	if r.state&stateWideReply != 0 {
@@ -45,6 +56,7 @@ func (c *Cache) Load(h Handle, f *flow.Flow) {
 	f.SeqAdj = e.seqAdj
 	f.Synproxy = e.synproxy
 	f.Secctx = e.secctx
+	return true
 }
 
 // Key returns the original tuple of a flow, or the key of an expectation.

@@ -542,6 +542,8 @@ func (e *Engine) dialect() wire.Dialect {
 
 // AppendFlow implements ftfw.Store.
 func (e *Engine) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, replace bool, now monotime.Time) []byte {
+	fl := &e.scratch
+	isFlow := e.internal.LoadFlow(h, fl)
 	t := wire.CTNew
 	switch {
 	case e.internal.Dead(h):
@@ -549,16 +551,9 @@ func (e *Engine) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq,
 	case !replace && e.internal.Flags(h)&flagUpdated != 0:
 		t = wire.CTUpd
 	}
-	if e.internal.IsExpect(h) {
-		x := &e.scratchX
-		e.internal.LoadExpect(h, x)
-		if x.Has&flow.ExpectHasTimeout != 0 {
-			x.Timeout = flow.Remaining(x.Timeout, now.Sub(e.internal.Updated(h)))
-		}
-		return wire.AppendExpect(b, e.dialect(), t+wire.ExpNew, f, seq, x)
+	if !isFlow {
+		return e.appendExpect(b, h, t+wire.ExpNew, f, seq, now)
 	}
-	fl := &e.scratch
-	e.internal.Load(h, fl)
 	if fl.Has&flow.HasTimeout != 0 {
 		fl.Timeout = flow.Remaining(fl.Timeout, now.Sub(e.internal.Updated(h)))
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"syncd/internal/flow"
+	"syncd/internal/monotime"
 	"syncd/internal/wire"
 )
 
@@ -281,4 +282,14 @@ func (e *Engine) expectDumped(x *flow.Expect) {
 	if k.first || e.cfg.Mirror { // else what the first dump finds goes out as one bulk update
 		e.mode.Enqueue(h, replace)
 	}
+}
+
+// appendExpect is AppendFlow for entry h, which is an expectation.
+func (e *Engine) appendExpect(b []byte, h flow.Handle, t wire.Type, f wire.Flags, seq wire.Seq, now monotime.Time) []byte {
+	x := &e.scratchX
+	e.internal.LoadExpect(h, x)
+	if x.Has&flow.ExpectHasTimeout != 0 {
+		x.Timeout = flow.Remaining(x.Timeout, now.Sub(e.internal.Updated(h)))
+	}
+	return wire.AppendExpect(b, e.dialect(), t, f, seq, x)
 }

@@ -111,18 +111,22 @@ func (e *Engine) deliver(d wire.Delivery, m *wire.Message) {
 	case appliedDoubtful:
 		e.mode.Confirmed(e.now)
 	}
-	t := m.Type
-	if m.IsExpect() {
-		e.Stats.Expectations++
-		t -= wire.ExpNew
-	}
-	switch t {
+	switch m.Type {
 	case wire.CTNew:
 		e.Stats.ExternalNew++
 	case wire.CTUpd:
 		e.Stats.ExternalUpd++
 	case wire.CTDel:
 		e.Stats.ExternalDel++
+	case wire.ExpNew:
+		e.Stats.ExternalNew++
+		e.Stats.Expectations++
+	case wire.ExpUpd:
+		e.Stats.ExternalUpd++
+		e.Stats.Expectations++
+	case wire.ExpDel:
+		e.Stats.ExternalDel++
+		e.Stats.Expectations++
 	}
 }
 

@@ -334,7 +334,7 @@ func (o *owned) account(t *flow.Tuple, m *meta, hash uint64) {
 // apply applies a data message.
 func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) outcome {
 	o := r.of(d.Owner)
-	key, typ, expect := &msg.Flow.Orig, msg.Type, msg.IsExpect()
+	key, typ, expect := &msg.Flow.Orig, msg.Type, msg.Type > wire.CTDel
 	if expect {
 		k := msg.Expect.Key()
 		key, typ = &k, typ-wire.ExpNew
@@ -384,10 +384,12 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 		}
 		*o.at(h) = meta{}
 		o.cache.SetMark(h, 0)
-	case expect && d.Merge && typ == wire.CTUpd:
-		o.cache.MergeExpect(h, &msg.Expect, now)
 	case expect:
-		o.cache.ReplaceExpect(h, &msg.Expect, now)
+		if d.Merge && typ == wire.CTUpd {
+			o.cache.MergeExpect(h, &msg.Expect, now)
+		} else {
+			o.cache.ReplaceExpect(h, &msg.Expect, now)
+		}
 	case d.Merge && typ == wire.CTUpd:
 		// An update too tells all that the peer knows of the flow. What it does not
 		// tell is gone: the entry may be of an earlier process of the peer, or of an
