@@ -196,3 +196,47 @@ func TestParkExpectsInKernel(t *testing.T) {
 	}
 	want("deleted again", n.park(p, ask(flow.ParkDelete, flow.Expect{Tuple: x.Tuple})), flow.ParkDone)
 }
+
+// BenchmarkPark parks flows anew, updates what is parked, and removes it, on a real
+// kernel.
+func BenchmarkPark(b *testing.B) {
+	const flows = 4096
+	for _, op := range []flow.ParkOp{flow.ParkCreate, flow.ParkUpdate, flow.ParkDelete} {
+		b.Run(op.String(), func(b *testing.B) {
+			n := newNode(b)
+			p := commit.NewParker(n.writer, commit.Options{MarkMask: 0xffffffff})
+			batches := make([]flow.ParkBatch, flows/flow.ParkBatchSize)
+			for i := range flows {
+				f := flow.Flow{Timeout: 432000, Status: flow.StatusConfirmed | flow.StatusSeenReply | flow.StatusAssured}
+				f.Has = flow.HasReply | flow.HasStatus | flow.HasTimeout | flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale
+				f.TCPState, f.TCPFlags, f.TCPWScale = flow.TCPEstablished, [2]uint8{3, 3}, [2]uint8{7, 9}
+				f.Orig = flow.Tuple{Family: flow.IPv4, Proto: flow.TCP, SrcPort: 1000 + uint16(i), DstPort: 443,
+					Src: [16]byte{192, 0, 2, 1}, Dst: [16]byte{198, 51, 100, 1}}
+				f.Reply, _ = f.Orig.Inverse()
+				batches[i/flow.ParkBatchSize].Items[i%flow.ParkBatchSize].Flow = f
+			}
+			all := func(op flow.ParkOp) {
+				for i := range batches {
+					batches[i].N = flow.ParkBatchSize
+					for j := range batches[i].Items {
+						batches[i].Items[j].Op = op
+					}
+					if err := p.Park(&batches[i]); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			all(flow.ParkCreate)
+			b.ReportAllocs()
+			for b.Loop() {
+				if op != flow.ParkUpdate {
+					b.StopTimer()
+					all(map[flow.ParkOp]flow.ParkOp{flow.ParkCreate: flow.ParkDelete, flow.ParkDelete: flow.ParkCreate}[op])
+					b.StartTimer()
+				}
+				all(op)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/flows, "ns/flow")
+		})
+	}
+}
