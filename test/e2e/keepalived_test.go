@@ -138,8 +138,16 @@ func (tr traffic) settle(t testing.TB, patience time.Duration) (longest time.Dur
 // A pair that is driven by keepalived alone, as deploy/keepalived/keepalived.conf
 // has it: every way in which the addresses move keeps every connection.
 func TestKeepalived(t *testing.T) {
-	t.Parallel()
 	need(t, "keepalived", "nft")
+	for _, mode := range []string{"commit", "instant"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			testKeepalived(t, mode)
+		})
+	}
+}
+
+func testKeepalived(t *testing.T, mode string) {
 	l := newLab(t)
 	p, err := lab.FirewallPair(l)
 	ok(t, err)
@@ -166,7 +174,7 @@ func TestKeepalived(t *testing.T) {
 
 	// The purge is quick, so that no fail-back lives on what the first term as
 	// primary has left in the kernel.
-	const extra = "[purge]\nafter = \"2s\""
+	extra := fmt.Sprintf("[purge]\nafter = \"2s\"\n[takeover]\nmode = %q", mode)
 	fw1 := newSyncd(t, p.FW1, syncdConfig(extra, newLink(udp4, 0, 1)))
 	fw2 := newSyncd(t, p.FW2, syncdConfig(extra, newLink(udp4, 0, 2)))
 	ka1, ka2 := newKeepalived(t, fw1, 1, syncd, dir), newKeepalived(t, fw2, 2, syncd, dir)
@@ -213,6 +221,14 @@ func TestKeepalived(t *testing.T) {
 	// connections: they live on the other node alone.
 	emptied := func(fw *firewall) {
 		t.Helper()
+		if mode == "instant" { // what it has it keeps for the other
+			k := openKernel(t, fw.node)
+			waitFor(t, 10*time.Second, fw.node.Name()+" has nothing of its own", func() bool {
+				parked, others := parkedOf(t, &instantNode{fw, k}, passes(p))
+				return len(parked) > 0 && len(others) == 0 && len(fw.Internal()) == 0
+			})
+			return
+		}
 		waitFor(t, 10*time.Second, fw.node.Name()+" has purged its kernel", func() bool {
 			return strings.Contains(fw.Log(), "purged the kernel's flows") && len(fw.Internal()) == 0
 		})
