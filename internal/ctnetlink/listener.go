@@ -45,6 +45,10 @@ type ListenConfig struct {
 	BufferSize int // receive buffer wanted, in octets; 0 leaves the default
 	BufferMax  int // after an overrun the buffer is doubled up to this; 0 never
 
+	// Quiet is the port of a Writer whose creations and updates are not told, only its
+	// deletions; 0 for none.
+	Quiet uint32
+
 	// Gather is how long events may pile up in the kernel while one follows the other
 	// within twice that time, so that a wake-up carries many. An event after a pause is
 	// passed on at once. 0 means 300 µs, less than 0 not at all.
@@ -126,6 +130,11 @@ func (l *Listener) open(cfg ListenConfig) error {
 		// before the flow that fulfilled it.
 		groups = []uint32{unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_UPDATE, unix.NFNLGRP_CONNTRACK_DESTROY,
 			unix.NFNLGRP_CONNTRACK_EXP_NEW, unix.NFNLGRP_CONNTRACK_EXP_DESTROY}
+	}
+	if cfg.Quiet != 0 {
+		if err := l.sock.quiet(cfg.Quiet); err != nil {
+			return fmt.Errorf("filter events of port %d: %w", cfg.Quiet, err)
+		}
 	}
 	l.groups = groups
 	if err := l.join(); err != nil {

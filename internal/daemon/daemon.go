@@ -118,9 +118,14 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	if err := d.checkHost(); err != nil {
 		return err
 	}
-	if d.listener, err = ctnetlink.Listen(ctnetlink.ListenConfig{
-		BufferSize: cfg.Events.Buffer, BufferMax: cfg.Events.BufferMax,
-	}); err != nil {
+	listen := ctnetlink.ListenConfig{BufferSize: cfg.Events.Buffer, BufferMax: cfg.Events.BufferMax}
+	if cfg.Takeover.Mode == config.TakeoverInstant {
+		if err := d.openParker(); err != nil {
+			return err
+		}
+		listen.Quiet = d.parks.PortID() // its answers tell more
+	}
+	if d.listener, err = ctnetlink.Listen(listen); err != nil {
 		return err
 	}
 	d.events, d.forAll = d.listener, eventsForAll
@@ -132,11 +137,6 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	}
 	if d.fetches, err = ctnetlink.NewWriter(ctnetlink.WriterConfig{}); err != nil {
 		return err
-	}
-	if cfg.Takeover.Mode == config.TakeoverInstant {
-		if err := d.openParker(); err != nil {
-			return err
-		}
 	}
 	for i := range cfg.Links {
 		l, err := channel.Open(linkConfig(&cfg.Links[i]))

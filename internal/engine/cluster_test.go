@@ -319,6 +319,9 @@ func runCluster(t *testing.T, seed uint64, flaw flaw, options ...func(*cluster))
 				}
 				if c.parks {
 					cfg.Parker = &simParker{kernel: k}
+					if r.IntN(4) > 0 { // as the real listener does it
+						k.Quiet = parkPort
+					}
 					cfg.Gone = m.gone
 				}
 				// Every flow can be held once, alive or dead: more is a leak.

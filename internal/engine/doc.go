@@ -99,8 +99,8 @@
 //	dump: touched                       ours
 //	dump: not there                     parked
 //	dump: parked and ours               ours: released, it gets its own timeout
-//	event of the parker itself          nothing; if it became ours meanwhile, the event
-//	                                    counts, and it is released
+//	what the parker did, to what        it is released, and the table is read again soon: the
+//	became ours meanwhile               parker's events but for deletions stay away
 //	this node is put in charge          adopted: ours at once, before the kernel has given
 //	                                    it the timeout of its state
 //	this node is not in charge          what another node has is yielded to it, at once or

@@ -428,6 +428,9 @@ func (e *Engine) parkAnswered(b *flow.ParkBatch) {
 		it := &b.Items[i]
 		if it.Result == flow.ParkDone {
 			e.Stats.Parks[it.Op]++
+			if it.Op <= flow.ParkRemake && !it.IsExpect {
+				e.parkedToo(&it.Flow.Orig)
+			}
 			continue
 		}
 		e.Stats.ParkResults[it.Result]++
@@ -466,6 +469,19 @@ func (e *Engine) parkAnswered(b *flow.ParkBatch) {
 	p.free = append(p.free, b)
 	p.flying--
 	p.checkHeld()
+}
+
+// parkedToo notes that the kernel's entry for the flow t has been parked or changed by
+// the parker. What a dump told of it may be from before that; and if it became ours
+// while the request was under way, only another one tells what it is now.
+func (e *Engine) parkedToo(t *flow.Tuple) {
+	if e.kernel.running {
+		e.bury(*t)
+	}
+	if e.ours(t) {
+		e.park.releases.push(*t)
+		e.lookSoon()
+	}
 }
 
 // parkTouched takes over a flow that its owner has ended although packets pass it here.
@@ -662,6 +678,11 @@ func (e *Engine) whole(ev *flow.Event) *flow.Flow {
 // touched notes that packets have passed a parked entry.
 func (e *Engine) touched() {
 	e.Stats.Touched++
+	e.lookSoon()
+}
+
+// lookSoon has the kernel's table read in a while.
+func (e *Engine) lookSoon() {
 	if p := e.park; p.look == 0 {
 		p.look = e.now.Add(touchedLook)
 		if p.looked != 0 {
@@ -722,8 +743,16 @@ func (e *Engine) parkEnded(f *flow.Flow, ours bool) {
 func (e *Engine) dumpedParked(h flow.Handle, f *flow.Flow) {
 	p := e.park
 	if h != 0 && !e.gone(h) {
+		// The parker came a moment too late, and what it changed is told by nobody else.
 		e.internal.SetMark(h, e.kernel.epoch)
 		p.releases.push(f.Orig)
+		f.Has &^= flow.HasTimeout
+		if e.same(h, f) && e.fit(f) && e.mergeDumped(h, f) {
+			e.internal.SetFlags(h, flagUpdated, 0)
+			if e.kernel.first || e.cfg.Mirror {
+				e.mode.Enqueue(h, false)
+			}
+		}
 		return
 	}
 	found := false

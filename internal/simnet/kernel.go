@@ -18,6 +18,8 @@ type Kernel struct {
 	ReuseIDs bool
 	// DumpPause is the time between two buckets of a dump.
 	DumpPause time.Duration
+	// Quiet is the netlink port of somebody whose creations and updates are not told.
+	Quiet uint32
 	// SocketLimit is how many events the socket holds; more are dropped.
 	SocketLimit int
 
@@ -189,7 +191,7 @@ type queued struct {
 func (k *Kernel) queue(ev flow.Event) { k.enqueue(queued{ev: ev}) }
 
 func (k *Kernel) enqueue(q queued) {
-	if k.mute || k.paused {
+	if k.mute || k.paused || k.Quiet != 0 && q.ev.PortID == k.Quiet && q.ev.Kind != flow.EventDestroy {
 		return
 	}
 	if k.congested || len(k.socket) >= k.SocketLimit {

@@ -227,7 +227,8 @@ func measure(ctx context.Context, o *options, kind rig.Kind, flows int) (s *Samp
 	}
 	if s.AgainS, s.AgainCPUS, err = cost(b, func() (time.Duration, error) {
 		c, err := b.Commit()
-		if err == nil && c.Created+c.There < uint64(flows) {
+		// With instant takeover the first one has made them the node's own.
+		if err == nil && c.Created+c.There < uint64(flows) && kind != rig.Instant {
 			err = fmt.Errorf("a second commit of %d entries: %+v", flows, c)
 		}
 		return c.Took, err
