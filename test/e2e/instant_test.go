@@ -2,7 +2,11 @@ package e2e
 
 import (
 	"fmt"
+	"io"
+	"net"
+	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,9 +94,31 @@ func testInstantTakeover(t *testing.T, first daemonKind, sealed bool) {
 	}
 	live.check(t, "before")
 	time.Sleep(6 * time.Second) // longer than any mapping lives that no packet passes
+	pings := func(k tuple) bool {
+		return k.proto == flow.ICMP && k.dport == 8<<8 || k.proto == flow.ICMPv6 && k.dport == 128<<8
+	}
+	echo := func() {
+		for _, a := range []lab.Addresses{p.V4, p.V6} {
+			for _, src := range []netip.Addr{a.Plain, a.Hidden} {
+				ping(t, p.Client, src, a.Server)
+			}
+		}
+	}
+	echo()
+	waitFor(t, 2*time.Second, "the standby's kernel has the pings", func() bool {
+		parked, _ := parkedOf(t, &instantNode{fw2, k2}, pings)
+		return len(parked) == 4
+	})
 	live.forgetGaps()
 
 	ok(t, p.TakeOver(p.FW1, p.FW2))
+	mapped := kernelFlows(t, k2, pings)
+	echo()
+	for k, f := range kernelFlows(t, k2, pings) {
+		if was, there := mapped[k]; !there || was.ID != f.ID || f.Timeout > flow.ParkedAbove {
+			t.Errorf("%v goes on by another entry, or none: %+v", k, f)
+		}
+	}
 	time.Sleep(2 * grace)
 	gap := live.check(t, "after the takeover, without a word to the daemon")
 	if gap > 700*time.Millisecond {
@@ -334,4 +360,94 @@ func testInstantMirror(t *testing.T, r roles, sealed bool) {
 	}
 	destroy(t, d.kB, 200, 250)
 	waitEqual(t, 10*time.Second, "the old primary's kernel", d.kernelA, d.kernelB, d.reverse())
+}
+
+// Bulk transfers in both directions, with and without source NAT, go on at once and at
+// full rate when the address moves, before any script.
+func TestInstantBulk(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	fw1 := newSyncd(t, p.FW1, "[sync]\ninsecure = true\n"+instant+newLink(udp4, 0, 1).toml())
+	fw2 := newSyncd(t, p.FW2, "[sync]\ninsecure = true\n"+instant+newLink(udp4, 0, 2).toml())
+	fw1.Primary()
+	fw2.Backup()
+	far := newPlaces()
+	var moved []*atomic.Int64
+	pump := func(from, to net.Conn) {
+		n := new(atomic.Int64)
+		moved = append(moved, n)
+		go func() { // until the test closes the connection
+			b := make([]byte, 64<<10)
+			for {
+				if _, err := from.Write(b); err != nil {
+					return
+				}
+			}
+		}()
+		go func() {
+			b := make([]byte, 256<<10)
+			for {
+				m, err := io.ReadAtLeast(to, b, 1)
+				if err != nil {
+					return
+				}
+				n.Add(int64(m))
+			}
+		}()
+	}
+	for _, a := range []lab.Addresses{p.V4, p.V6} {
+		to := netip.AddrPortFrom(a.Server, lab.PortService)
+		for _, src := range []netip.Addr{a.Plain, a.Hidden} {
+			s := far.openStream(t, way{near: p.Client, src: src, to: to, far: p.Server, at: to})
+			for _, c := range []net.Conn{s.near, s.far} {
+				ok(t, c.SetDeadline(time.Time{}))
+			}
+			pump(s.near, s.far)
+			pump(s.far, s.near)
+		}
+	}
+	// watch returns the octets that each transfer moved in a time, and the longest time in
+	// which one moved none.
+	watch := func(d time.Duration) (octets []int64, stall time.Duration) {
+		first := make([]int64, len(moved))
+		last, since := make([]int64, len(moved)), make([]time.Time, len(moved))
+		for i, n := range moved {
+			first[i] = n.Load()
+			last[i], since[i] = first[i], time.Now()
+		}
+		for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+			for i, n := range moved {
+				if now := n.Load(); now != last[i] {
+					last[i], since[i] = now, time.Now()
+				}
+				stall = max(stall, time.Since(since[i]))
+			}
+		}
+		for i := range last {
+			octets = append(octets, last[i]-first[i])
+		}
+		return octets, stall
+	}
+	k2 := &instantNode{fw2, openKernel(t, p.FW2)}
+	through := passes(p)
+	waitFor(t, 5*time.Second, "the transfers are parked", func() bool {
+		parked, _ := parkedOf(t, k2, through)
+		return len(parked) == len(moved)/2
+	})
+	before, _ := watch(time.Second)
+	ok(t, p.TakeOver(p.FW1, p.FW2))
+	_, stall := watch(2 * time.Second)
+	after, _ := watch(time.Second)
+	var sumBefore, sumAfter int64
+	for i := range before {
+		sumBefore += before[i]
+		sumAfter += after[i]
+		if after[i] < before[i]/10 {
+			t.Errorf("transfer %d: %d MB in the second before, %d MB after", i, before[i]>>20, after[i]>>20)
+		}
+	}
+	t.Logf("%d transfers: %d MB/s before, longest stall %v, %d MB/s after", len(before), sumBefore>>20, stall.Round(time.Millisecond), sumAfter>>20)
+	if stall > 1500*time.Millisecond || sumAfter < sumBefore/3 {
+		t.Errorf("a stall of %v, %d MB/s of %d are left", stall, sumAfter>>20, sumBefore>>20)
+	}
 }
