@@ -471,6 +471,9 @@ func (e *Engine) deadline() monotime.Time {
 	next = monotime.Earliest(next, e.behind.due())
 	if e.park != nil {
 		next = monotime.Earliest(next, e.park.dueAt(e.kernel.first))
+		if e.park.held && e.mode.Pending(e.now) {
+			next = monotime.Earliest(next, e.park.sent.Add(heldSend))
+		}
 	}
 	return next
 }
@@ -488,7 +491,7 @@ type outbox struct {
 // send lets the mode fill datagrams and sends them. It reports whether more
 // waits.
 func (e *Engine) send() bool {
-	if !e.mode.Pending(e.now) {
+	if !e.mode.Pending(e.now) || e.park != nil && e.park.busy(e.now) {
 		return false
 	}
 	limit := min(e.cfg.Sender.MaxPayload(), maxDatagram)

@@ -31,9 +31,10 @@ type parking struct {
 	releases ring[flow.Tuple]
 	next     int // owner whose turn it is
 
-	held    bool   // nothing is handed over
-	onHeld  func() // called once nothing flies
-	passive bool   // this node is not in charge: its own entries may be yielded
+	held    bool          // nothing is handed over
+	sent    monotime.Time // when something was sent while it is held
+	onHeld  func()        // called once nothing flies
+	passive bool          // this node is not in charge: its own entries may be yielded
 
 	yielding bool // the internal cache is being walked
 	yieldPos flow.Handle
@@ -85,7 +86,10 @@ const (
 	// the kernel knows of the one what nobody has told.
 	touchedLook  = 5 * time.Second
 	touchedPause = time.Minute
-	goneFor      = time.Second // how long an answer of Config.Gone is good for
+	// While entries are adopted by the hundred thousand, telling of them waits but for a
+	// burst now and then: peers should not think that this node is dead.
+	heldSend = 50 * time.Millisecond
+	goneFor  = time.Second // how long an answer of Config.Gone is good for
 )
 
 // OrphanPolicy says what becomes of parked entries that no peer has.
@@ -526,6 +530,18 @@ func (e *Engine) HoldPark(fn func()) {
 		p.held, p.onHeld = true, fn
 		p.checkHeld()
 	}
+}
+
+// busy reports whether sending has to wait for a takeover.
+func (p *parking) busy(now monotime.Time) bool {
+	if !p.held {
+		return false
+	}
+	if now < p.sent.Add(heldSend) {
+		return true
+	}
+	p.sent = now
+	return false
 }
 
 func (p *parking) checkHeld() {

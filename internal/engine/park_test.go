@@ -65,6 +65,13 @@ func (p *simParker) set(fn func()) {
 	fn()
 }
 
+// creates is how many creations were asked for.
+func (p *simParker) creates() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked[flow.ParkCreate]
+}
+
 func (p *simParker) Add(op commit.Op, f *flow.Flow) (int, error) {
 	p.batch = append(p.batch, simRequest{op: op, f: *f})
 	return len(p.batch) - 1, nil
@@ -757,9 +764,9 @@ func TestParkedFullTable(t *testing.T) {
 		if p := b.problems(); p != "the kernel's table is full: some flows of a peer are not in it" {
 			t.Errorf("problems: %q", p)
 		}
-		before := b.parker().asked[flow.ParkCreate]
+		before := b.parker().creates()
 		time.Sleep(time.Minute)
-		if n := b.parker().asked[flow.ParkCreate] - before; n == 0 || n > 7*100 {
+		if n := b.parker().creates() - before; n == 0 || n > 7*100 {
 			t.Errorf("%d tries in a minute for 40 flows", n)
 		}
 		b.parker().set(func() { b.parker().max = 0 })
