@@ -191,3 +191,61 @@ func BenchmarkMessage(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(r.flows)), "ns/message")
 }
+
+// Parking what peers tell allocates nothing, nor do events of a node that parks.
+func TestParkingDoesNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	r := &receiving{Engine: quietEngine(t, withParker), seq: 1, b: make([]byte, 0, 1<<14)}
+	r.kernel.first = true
+	for i := range r.flows {
+		r.flows[i] = event(flow.EventNew, newFlow(i), 0).Flow
+	}
+	for i := range r.in.from {
+		r.in.from[i] = addrB
+	}
+	asked := 0
+	round := func() {
+		r.round()
+		r.now = r.now.Add(2 * parkGather)
+		for more := true; more; {
+			more = r.parkSome()
+		}
+		r.now = r.now.Add(2 * parkGather)
+		for more := true; more || len(r.park.work) > 0; {
+			more = r.parkSome()
+			for len(r.park.work) > 0 {
+				b := <-r.park.work
+				asked += b.N
+				for i := range b.N {
+					b.Items[i].Result = flow.ParkDone
+				}
+				r.parkAnswered(b)
+			}
+		}
+	}
+	round()
+	if n := testing.AllocsPerRun(500, round); n != 0 {
+		t.Errorf("%v allocations a datagram", n)
+	}
+	if asked < 500*len(r.flows) {
+		t.Errorf("%d requests in 500 rounds: nothing was measured", asked)
+	}
+
+	var begin, end flow.Batch
+	begin.N, end.N = 32, 32
+	for i := range begin.N {
+		f := newFlow(100 + i)
+		begin.Events[i], end.Events[i] = event(flow.EventNew, f, uint32(i+1)), event(flow.EventDestroy, f, uint32(i+1))
+	}
+	was := begin
+	if n := testing.AllocsPerRun(500, func() {
+		now := end
+		r.takeEvents(&begin)
+		r.takeEvents(&now)
+		begin = was
+	}); n != 0 {
+		t.Errorf("%v allocations a batch of events", n)
+	}
+}
