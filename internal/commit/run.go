@@ -152,7 +152,11 @@ func (r *runner) commit(ctx context.Context, part []Entry) error {
 		r.add(f, false)
 		if part[i].Parked {
 			it := &r.items[len(r.items)-1]
-			asUpdate(it.other, f, f.Has&flow.HasMaster != 0)
+			if part[i].Current && f.Orig.Proto != flow.GRE { // of which the status says that the timeout is fixed
+				*it.other = flow.Flow{Orig: f.Orig, Reply: f.Reply, Has: flow.HasTimeout, Timeout: f.Timeout}
+			} else {
+				asUpdate(it.other, f, f.Has&flow.HasMaster != 0)
+			}
 			it.step = stepUpdate
 		}
 	}

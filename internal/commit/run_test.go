@@ -122,10 +122,14 @@ func TestAdopt(t *testing.T) {
 	src := source(flows...)
 	for i := range src.entries {
 		src.entries[i].Parked = i != 5 && i != 9 // as far as one knows
+		src.entries[i].Current = i%2 == 0
 	}
 	k.before = func(op Op, f *flow.Flow) unix.Errno {
 		if op == Create && f.Orig.SrcPort < 5 {
 			t.Errorf("%s is there, and was created", describe(&f.Orig))
+		}
+		if timeout := f.Has == flow.HasTimeout; op == Update && f.Orig.SrcPort < 5 && timeout != (f.Orig.SrcPort%2 == 0) {
+			t.Errorf("the update of %s has %b", describe(&f.Orig), f.Has)
 		}
 		return 0
 	}

@@ -16,6 +16,8 @@ type Entry struct {
 	// Parked says that it is in the kernel already, with a long timeout (flow.Parked): it
 	// is updated without a look, and gets its own timeout although that is shorter.
 	Parked bool
+	// Current says of a parked one that it lacks nothing but that timeout.
+	Current bool
 }
 
 // Pass is one walk over a source. Entries are committed in the order of the

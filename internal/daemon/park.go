@@ -81,7 +81,7 @@ func (d *Daemon) holdParker(ctx context.Context) (release func(), err error) {
 // cache, since for them no order is needed; the others as a commit does. It runs on the
 // loop.
 func (s *externalSource) adopt(owner uint8, p commit.Pass, dst []commit.Entry) (n int) {
-	s.pos = s.engine.Adopt(owner, s.pos, walkSlots, func(f *flow.Flow, age time.Duration, parked bool) (want, more bool) {
+	s.pos = s.engine.Adopt(owner, s.pos, walkSlots, func(f *flow.Flow, age time.Duration, parked, current bool) (want, more bool) {
 		class := commit.PassOf(f)
 		switch {
 		case parked, class == p:
@@ -89,7 +89,7 @@ func (s *externalSource) adopt(owner uint8, p commit.Pass, dst []commit.Entry) (
 		default:
 			return false, true
 		}
-		dst[n] = commit.Entry{Flow: *f, Age: age, Parked: parked}
+		dst[n] = commit.Entry{Flow: *f, Age: age, Parked: parked, Current: current}
 		n++
 		return true, n < len(dst)
 	})

@@ -584,9 +584,10 @@ func (e *Engine) SetOrphans(o OrphanPolicy) {
 // Adopt makes entries of an owner this node's own: they enter the internal cache, and
 // the caller gives them timeouts in the kernel. It visits some slots from position
 // from on, and returns where to go on, 0 at the end. take gets an entry, how long ago
-// its owner said so, and whether it is in the kernel; it says whether it wants the
-// entry, and more. For functions run by Do, while the parker is held.
-func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *flow.Flow, age time.Duration, parked bool) (want, more bool)) flow.Handle {
+// its owner said so, whether it is in the kernel, and whether it is there as its owner
+// told it last; it says whether it wants the entry, and more. For functions run by Do,
+// while the parker is held.
+func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *flow.Flow, age time.Duration, parked, current bool) (want, more bool)) flow.Handle {
 	p, o, f := e.park, e.replica.of(owner), &e.scratch
 	return o.cache.Walk(from, slots, func(h flow.Handle) bool {
 		flags := o.cache.Flags(h)
@@ -600,7 +601,7 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 		}
 		o.cache.Load(h, f)
 		age := e.now.Sub(o.cache.Updated(h))
-		want, more := take(f, age, flags&extParked != 0)
+		want, more := take(f, age, flags&extParked != 0, o.due.In(h) == 0)
 		if !want {
 			return more
 		}

@@ -485,7 +485,7 @@ func (d *node) adopt() {
 	d.do(func() {
 		for _, o := range d.replica.Owners() {
 			for pos, more := flow.Handle(0), true; more; more = pos != 0 {
-				pos = d.Adopt(o, pos, 64, func(f *flow.Flow, age time.Duration, parked bool) (bool, bool) {
+				pos = d.Adopt(o, pos, 64, func(f *flow.Flow, _ time.Duration, _, _ bool) (bool, bool) {
 					flows = append(flows, *f)
 					return true, true
 				})
