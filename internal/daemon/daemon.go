@@ -103,6 +103,7 @@ func Run(ctx context.Context, o Options) error {
 	d.ops <- struct{}{}
 	d.notify = newNotifier(d.log)
 	d.procs.start()
+	shortenSlices()
 	if err := d.open(cfg); err != nil {
 		d.close()
 		return errors.Join(err, server.Close())

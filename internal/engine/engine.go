@@ -319,9 +319,11 @@ func (e *Engine) Problems() (p []string) {
 }
 
 const (
-	eventBatches = 32 // that circulate between the event reader and the loop
+	// Of what circulates between readers and the loop there is little, so that it stays in
+	// the processor's cache; what does not fit waits in the kernel's buffers.
+	eventBatches = 8
 	dumpBatches  = 8
-	inboxes      = 8 // per link
+	inboxes      = 4 // per link
 	takeAtMost   = 64
 )
 

@@ -32,6 +32,7 @@ func (e *Engine) takeMessages(in *inbox) {
 		e.Stats.Faults[f] += uint64(n)
 	}
 	p := &e.peer
+	heard := false
 	for i := range in.n {
 		from, session := in.from[i], in.session[i]
 		known := p.addr[in.link] == from
@@ -55,11 +56,14 @@ func (e *Engine) takeMessages(in *inbox) {
 		if session != 0 && (i == 0 || session != in.session[i-1] || from != in.from[i-1]) {
 			e.hearing(session, from)
 		}
+		heard = true
 		p.heard = e.now
-		e.cfg.Sender.Heard(in.link)
 		if v == wire.Deliver {
 			e.deliver(d, m)
 		}
+	}
+	if heard {
+		e.cfg.Sender.Heard(in.link)
 	}
 }
 

@@ -42,5 +42,41 @@ func (r *Results) draw(dir string) error {
 			return fmt.Errorf("chart: %w", err)
 		}
 	}
+	return r.drawScales(dir)
+}
+
+// drawScales writes the charts by the number of flows, if there is something to draw.
+func (r *Results) drawScales(dir string) error {
+	if len(r.Scales) == 0 {
+		return nil
+	}
+	line := func(name string, value func(*Scale) float64) (s chart.Series) {
+		s.Name = name
+		for i := range r.Scales {
+			s.Points = append(s.Points, chart.Point{X: float64(r.Scales[i].Flows), Y: value(&r.Scales[i])})
+		}
+		return s
+	}
+	cost := chart.Chart{Title: "syncd, sealed: cost by the number of flows", X: "standing flows", Y: "µs", LogX: true}
+	for i, l := range r.Scales[0].Churn {
+		at := fmt.Sprintf(" at %dk/s", l.Target/1000)
+		cost.Series = append(cost.Series,
+			line("an event"+at, func(s *Scale) float64 { return s.Churn[i].CPUActive / 1e3 }),
+			line("a message"+at, func(s *Scale) float64 { return s.Churn[i].CPUBackup / 1e3 }))
+	}
+	latency := chart.Chart{Title: "syncd, sealed: 99th percentile of latency", X: "standing flows", Y: "ms", LogX: true, Series: []chart.Series{
+		line("alone", func(s *Scale) float64 { return s.Calm.P99 * 1e3 }),
+		line("beside a bulk update", func(s *Scale) float64 { return s.Bulk.P99 * 1e3 }),
+		line("beside a resynchronisation", func(s *Scale) float64 { return s.Resync.P99 * 1e3 }),
+	}}
+	memory := chart.Chart{Title: "syncd, sealed: memory", X: "standing flows", Y: "octets a flow", LogX: true, Series: []chart.Series{
+		line("internal cache", func(s *Scale) float64 { return s.Memory.PerFlowInternal }),
+		line("external cache", func(s *Scale) float64 { return s.Memory.PerFlowExternal }),
+	}}
+	for name, c := range map[string]*chart.Chart{"scale-cost.svg": &cost, "scale-latency.svg": &latency, "scale-memory.svg": &memory} {
+		if err := os.WriteFile(filepath.Join(dir, name), c.SVG(), 0o644); err != nil {
+			return fmt.Errorf("chart: %w", err)
+		}
+	}
 	return nil
 }

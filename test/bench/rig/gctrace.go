@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// GCTrace, in Settings.Env, lets a syncd tell of its garbage collections.
+// GCTrace in Settings.Env lets a syncd tell of its garbage collections.
 const GCTrace = "GODEBUG=gctrace=1"
 
 // GC is the processor time that the garbage collector of a syncd has used since its
