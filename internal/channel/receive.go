@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"syncd/internal/gate"
 	"syncd/internal/monotime"
 )
 
@@ -123,14 +124,18 @@ type receiver struct {
 	batch *Batch
 	errno unix.Errno
 
-	woken monotime.Time // when the last read that got something was, 0 for never
-	busy  bool          // datagrams come so quickly that gathering them pays
+	pace  gate.Pace
+	pause time.Duration // before the next read
 }
 
-// gather is how long datagrams may pile up in the kernel while one follows the other
-// within twice that time, so that a wake-up carries many. A datagram after a pause is
-// received at once.
-const gather = 400 * time.Microsecond
+// While datagrams follow each other within twice leastGather they may pile up in the
+// kernel, so that a wake-up carries many; up to longestGather while they are few. A
+// datagram after a pause is received at once.
+const (
+	leastGather   = 300 * time.Microsecond
+	longestGather = time.Millisecond
+	fewDatagrams  = 4
+)
 
 func (r *receiver) init(l *Link, s *sockets) {
 	r.socket = s.recv
@@ -143,12 +148,13 @@ func (r *receiver) init(l *Link, s *sockets) {
 		r.peers = append(r.peers, peer.WithZone(""))
 	}
 	r.call = r.attempt
+	r.pace = gate.Pace{Least: leastGather, Most: longestGather, Few: fewDatagrams}
 }
 
 // read fills the slots of b from the socket. open is false if the socket has been
 // closed.
 func (r *receiver) read(b *Batch) (errno unix.Errno, open bool) {
-	if r.busy && r.socket.gate.Pause(gather) != nil {
+	if r.pause > 0 && r.socket.gate.Pause(r.pause) != nil {
 		return 0, false
 	}
 	r.batch = b
@@ -158,9 +164,7 @@ func (r *receiver) read(b *Batch) (errno unix.Errno, open bool) {
 			return 0, false
 		}
 		if r.errno != unix.EAGAIN {
-			now := monotime.Now()
-			r.busy = r.woken != 0 && now.Sub(r.woken) < 2*gather
-			r.woken = now
+			r.pause = r.pace.Got(monotime.Now(), b.used)
 			return r.errno, true
 		}
 		if r.socket.gate.Wait() != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"syncd/internal/flow"
+	"syncd/internal/gate"
 	"syncd/internal/monotime"
 )
 
@@ -29,7 +30,10 @@ const (
 	// so that buffer size / minTruesize bounds the queue from above.
 	minTruesize = 512
 
+	// A read of 32 events makes the wake-up a small part of their cost.
 	defaultGather = 300 * time.Microsecond
+	longestGather = time.Millisecond
+	fewEvents     = 32
 )
 
 // ListenConfig says how to listen. The zero value listens in the current network
@@ -50,8 +54,9 @@ type ListenConfig struct {
 	Quiet uint32
 
 	// Gather is how long events may pile up in the kernel while one follows the other
-	// within twice that time, so that a wake-up carries many. An event after a pause is
-	// passed on at once. 0 means 300 µs, less than 0 not at all.
+	// within twice that time, so that a wake-up carries many: up to 1 ms while they are
+	// few. An event after a pause is passed on at once. 0 means 300 µs, less than 0 not
+	// at all.
 	Gather time.Duration
 }
 
@@ -66,9 +71,9 @@ type ListenStats struct {
 // Listener receives conntrack events. Run belongs to one goroutine; Pause, Resume,
 // BufferSize, PortID, Stats, Drops and Close may be called from any.
 type Listener struct {
-	sock   *eventSocket
-	gather time.Duration
-	max    int // BufferMax
+	sock *eventSocket
+	pace gate.Pace // belongs to Run
+	max  int       // BufferMax
 
 	events, bad, overruns, reads atomic.Uint64
 	bufferSize                   atomic.Int64
@@ -104,11 +109,14 @@ func Listen(cfg ListenConfig) (*Listener, error) {
 		return nil, fmt.Errorf("ctnetlink: listen: %w", err)
 	}
 	l := &Listener{
-		sock: sock, gather: cfg.Gather, max: cfg.BufferMax,
+		sock: sock, max: cfg.BufferMax,
 		rx: newRxVector(listenSlots, listenSlotLen),
 	}
-	if l.gather == 0 {
-		l.gather = defaultGather
+	if cfg.Gather == 0 {
+		cfg.Gather = defaultGather
+	}
+	if cfg.Gather > 0 {
+		l.pace = gate.Pace{Least: cfg.Gather, Most: longestGather, Few: fewEvents}
 	}
 	if err := l.open(cfg); err != nil {
 		sock.close()
@@ -226,8 +234,7 @@ func (l *Listener) Run(ctx context.Context, free <-chan *flow.Batch, full chan<-
 }
 
 func (l *Listener) run(ctx context.Context, free <-chan *flow.Batch, full chan<- *flow.Batch) error {
-	var woken monotime.Time // when the last wait for events ended, 0 for never
-	busy := false           // events come so quickly that gathering them pays
+	got := 0 // events read since the last pause
 	for {
 		if err := l.take(ctx, free); err != nil {
 			return err
@@ -258,11 +265,7 @@ func (l *Listener) run(ctx context.Context, free <-chan *flow.Batch, full chan<-
 			default:
 				return os.NewSyscallError("recvmmsg", errno)
 			}
-			if idle && l.gather > 0 {
-				now := monotime.Now()
-				busy = woken != 0 && now.Sub(woken) < 2*l.gather
-				woken = now
-			}
+			got += l.n
 		}
 		if err := l.decode(ctx, free, full); err != nil {
 			return err
@@ -273,9 +276,13 @@ func (l *Listener) run(ctx context.Context, free <-chan *flow.Batch, full chan<-
 		if err := l.flush(ctx, full); err != nil {
 			return err
 		}
-		if busy {
-			if err := l.ended(ctx, l.sock.gate.Pause(l.gather)); err != nil {
-				return err
+		if got > 0 {
+			d := l.pace.Got(monotime.Now(), got)
+			got = 0
+			if d > 0 {
+				if err := l.ended(ctx, l.sock.gate.Pause(d)); err != nil {
+					return err
+				}
 			}
 		}
 		if l.sock.isClosed() {
