@@ -45,10 +45,10 @@ const (
 	maxEarly = 256
 )
 
-// noteHelper notes the zone of a flow that has a helper.
+// noteHelper notes the zone, which is not 0, of a flow that has a helper.
 func (e *Engine) noteHelper(zone uint16) {
 	x := &e.expects
-	if zone != 0 && !slices.Contains(x.zones, zone) && len(x.zones) < maxHelperZones {
+	if !slices.Contains(x.zones, zone) && len(x.zones) < maxHelperZones {
 		x.zones = append(x.zones, zone)
 	}
 }

@@ -378,7 +378,7 @@ func (e *Engine) fit(f *flow.Flow) bool {
 		e.Stats.EventsFiltered++
 		return false
 	}
-	if f.Has&flow.HasHelper != 0 {
+	if f.Has&flow.HasHelper != 0 && f.Orig.Zone != 0 {
 		e.noteHelper(f.Orig.Zone)
 	}
 	if f.Synproxy == (flow.Synproxy{}) {
