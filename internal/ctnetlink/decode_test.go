@@ -13,14 +13,16 @@ import (
 	"syncd/internal/flow"
 )
 
-// recorded returns the messages of testdata/events.txt, which are those of a
-// little-endian host.
-func recorded(t testing.TB) (msgs [][]byte) {
+// recorded returns the messages of testdata/events.txt.
+func recorded(t testing.TB) [][]byte { t.Helper(); return recordedIn(t, "testdata/events.txt") }
+
+// recordedIn returns the messages of a file, which are those of a little-endian host.
+func recordedIn(t testing.TB, file string) (msgs [][]byte) {
 	t.Helper()
 	if native.Uint16([]byte{1, 0}) != 1 {
 		t.Skip("the recorded messages are in little-endian host order")
 	}
-	text, err := os.ReadFile("testdata/events.txt")
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}

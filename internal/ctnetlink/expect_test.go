@@ -2,10 +2,8 @@ package ctnetlink
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -339,29 +337,9 @@ func TestListenManyExpects(t *testing.T) {
 	}
 }
 
-// recordedExpects returns the messages of testdata/expects.txt, which are those of a
-// little-endian host: an event and a dump of each of expectSamples.
-func recordedExpects(t testing.TB) (msgs [][]byte) {
-	t.Helper()
-	if native.Uint16([]byte{1, 0}) != 1 {
-		t.Skip("the recorded messages are in little-endian host order")
-	}
-	text, err := os.ReadFile("testdata/expects.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "#") {
-			continue
-		}
-		msg, err := hex.DecodeString(strings.TrimSpace(line))
-		if err != nil {
-			t.Fatal(err)
-		}
-		msgs = append(msgs, msg)
-	}
-	return msgs
-}
+// recordedExpects returns the messages of testdata/expects.txt: events and a dump of each
+// of expectSamples.
+func recordedExpects(t testing.TB) [][]byte { t.Helper(); return recordedIn(t, "testdata/expects.txt") }
 
 func TestDecodeExpectRecorded(t *testing.T) {
 	_, expects := expectSamples()
