@@ -596,7 +596,7 @@ func TestParkedAndOverrun(t *testing.T) {
 		a.create(t, 0, 200)
 		b.create(t, 300, 310)
 		time.Sleep(settled)
-		b.kernel.SocketLimit = 10
+		b.kernel.Limit(10)
 		b.kernel.Stall(true)
 		for i := range 50 { // also while nobody hears it
 			a.kernel.Destroy(newFlow(i).Orig, 0)

@@ -290,6 +290,13 @@ func (k *Kernel) Resume() error {
 	return nil
 }
 
+// Limit changes SocketLimit of a kernel in use.
+func (k *Kernel) Limit(n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.SocketLimit = n
+}
+
 // Stall makes the reader of events sleep, so that the socket fills.
 func (k *Kernel) Stall(stalled bool) {
 	k.mu.Lock()
