@@ -143,7 +143,7 @@ func (e *Engine) hold(h flow.Handle, f *flow.Flow) bool {
 		b.limbo = append(b.limbo, ending{f.Orig, e.internal.ID(h), e.now.Add(limboTime)})
 	}
 	e.setStanding(h, standGone, 0)
-	f.Has = flow.HasTimeout // the time that it had left, and since when
+	f.Has &= flow.HasTimeout // the time that it had left, and since when
 	e.internal.Merge(h, f, e.now)
 	return true
 }

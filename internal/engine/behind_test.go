@@ -146,6 +146,64 @@ func TestLeftBehind(t *testing.T) {
 	})
 }
 
+// Where the events of such ends found no room in the socket, the kernel's table tells of
+// them, sooner or later than the news of the address.
+func TestLeftBehindUnnoticed(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		dialects(t, func(t *testing.T, mirror bool, a, b *node) {
+			a.host(mobile, fixed)
+			mine := a.opened(64)
+			master := withHelper(100, 0)
+			copy(master.Reply.Dst[:], []byte{203, 0, 113, 1})
+			master.Status |= flow.StatusSrcNAT | flow.StatusSrcNATDone | flow.StatusDstNATDone | flow.StatusHelper
+			a.kernel.Create(master, 0)
+			a.kernel.Expect(expects(&master, 1), 0)
+			time.Sleep(time.Second)
+			all := a.kernelTable()
+
+			a.kernel.Mute(true)
+			a.kill(append(mine, master.Orig))
+			a.kernel.Destroy(newFlow(0).Orig, 0)
+			if first {
+				a.host(fixed)
+			}
+			a.kernel.Mute(false)
+			a.do(a.RequestKernelSync)
+			if !first {
+				time.Sleep(limboTime / 2)
+				wantTable(t, "the peer, while it is not clear", b.externalTable(), all.without(newFlow(0).Orig))
+				a.host(fixed)
+			}
+			time.Sleep(5 * time.Second)
+			want := all.without(newFlow(0).Orig)
+			wantTable(t, "the peer", b.externalTable(), want)
+			wantTable(t, "the internal cache", a.internalTable(), want)
+			if s := a.stats(); s.LeftBehind != 9 || s.Swept != 11 {
+				t.Errorf("%d flows were left behind and %d swept, want 9 and 11", s.LeftBehind, s.Swept)
+			}
+			time.Sleep(310 * time.Second) // as any that was left behind
+			wantTable(t, "the peer in the end", b.externalTable(), a.kernelTable())
+		})
+	}
+}
+
+// With the address still here, they have ended.
+func TestNotLeftBehindUnnoticed(t *testing.T) {
+	dialects(t, func(t *testing.T, mirror bool, a, b *node) {
+		a.host(mobile, fixed)
+		mine := a.opened(64)
+		a.kernel.Mute(true)
+		a.kill(mine)
+		a.kernel.Mute(false)
+		a.do(a.RequestKernelSync)
+		time.Sleep(time.Second)
+		wantTable(t, "the peer", b.externalTable(), a.kernelTable())
+		if s := a.stats(); s.LeftBehind != 0 || s.Swept != 8 {
+			t.Errorf("%d flows were left behind and %d swept, want 0 and 8", s.LeftBehind, s.Swept)
+		}
+	})
+}
+
 // Ends that only look similar are told.
 func TestNotLeftBehind(t *testing.T) {
 	foreign := func(f *flow.Flow) { f.Reply.Dst[3] = 77 }

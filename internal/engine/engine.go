@@ -181,7 +181,7 @@ type Stats struct {
 	Purged                                 uint64 // remnants that ended here
 	Resyncs                                uint64 // dumps of the kernel's table completed
 	ResyncsFailed                          uint64
-	Swept                                  uint64 // internal entries found by a resync to have ended unnoticed
+	Swept                                  uint64 // internal entries that a resync did not find any more, those left behind among them
 	Found                                  uint64 // flows found by a resync that no event had told of
 	Fetched                                uint64 // flows that were asked for singly
 	FetchedNews                            uint64 // of them, those of which that told something

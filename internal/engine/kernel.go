@@ -585,10 +585,7 @@ func (e *Engine) sweepInternal() bool {
 		return false
 	}
 	k.pos = e.internal.Walk(k.pos, sweepSlots, func(h flow.Handle) bool {
-		if !e.gone(h) && e.internal.Mark(h) != k.epoch {
-			e.end(h)
-			e.Stats.Swept++
-		}
+		e.sweepEntry(h)
 		return true
 	})
 	if k.pos != 0 {
@@ -607,6 +604,36 @@ func (e *Engine) sweepInternal() bool {
 	}
 	e.kernelSyncEnded(nil)
 	return false
+}
+
+// sweepEntry ends the flow of entry h if the resynchronisation has not seen it, or holds
+// it if it may have been left behind: the event of that may be among those that were
+// lost.
+func (e *Engine) sweepEntry(h flow.Handle) {
+	if e.gone(h) || e.internal.Mark(h) == e.kernel.epoch {
+		return
+	}
+	e.Stats.Swept++
+	if e.internal.IsExpect(h) {
+		x := &e.scratchX
+		e.internal.LoadExpect(h, x)
+		if m := e.internal.Lookup(&x.Master); m != 0 {
+			e.sweepEntry(m) // it says what becomes of this one
+		}
+		if !e.holdExpect(h) {
+			e.end(h)
+		}
+		return
+	}
+	f := &e.scratch
+	e.internal.Load(h, f)
+	if f.Status&flow.StatusSrcNAT != 0 && e.hold(h, f) {
+		return
+	}
+	if e.park != nil {
+		e.parkEnded(f, true)
+	}
+	e.end(h)
 }
 
 // kernelSyncEnded tells those who wait.

@@ -571,8 +571,10 @@ func TestEndedAfterTakeover(t *testing.T) {
 		time.Sleep(settled)
 		b.adopt()
 		for i := range 10 {
+			b.kernel.Mute(i >= 5) // some unnoticed
 			b.kernel.Destroy(newFlow(i).Orig, 0)
 		}
+		b.kernel.Mute(false)
 		time.Sleep(settled)
 		b.do(b.RequestKernelSync)
 		time.Sleep(settled)
