@@ -233,3 +233,23 @@ func BenchmarkCollect(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkLookupAnnounced is BenchmarkLookup in batches that are announced.
+func BenchmarkLookupAnnounced(b *testing.B) {
+	c, all := benchCache(), benchTuples()
+	i := 0
+	for n := 0; b.Loop(); n++ {
+		if n%WarmBatch == 0 {
+			for j := range WarmBatch {
+				c.Announce(&all[(i+j)%million].orig)
+			}
+			c.Warm()
+		}
+		if c.Lookup(&all[i].orig) == 0 {
+			b.Fatal("not found")
+		}
+		if i++; i == million {
+			i = 0
+		}
+	}
+}

@@ -26,6 +26,7 @@ var ErrFull = errors.New("cache: limit on entries reached")
 // Make one with New.
 type Cache struct {
 	hasher  hasher
+	warm    warm
 	index   index
 	records slab[record]
 	extras  slab[extra]

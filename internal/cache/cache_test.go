@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -583,6 +584,41 @@ func TestKindsDoNotMix(t *testing.T) {
 		c.ReplaceExpect(hx, &x, 0)
 		c.MergeExpect(hx, &x, 0)
 		c.LoadExpect(hx, &x)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// Announcing lookups changes nothing, and names the entries that they will find.
+func TestWarm(t *testing.T) {
+	c := New(1000)
+	var want []Handle
+	for i := range WarmBatch / 2 {
+		f := flow.Flow{Orig: tupleOf(i)}
+		h, err := c.Insert(&f, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, h)
+	}
+	before := c.Stats()
+	for round := range 3 {
+		for i := range WarmBatch { // the second half is not there
+			k := tupleOf(i)
+			c.Announce(&k)
+		}
+		got := c.Warm()
+		if len(got) > WarmBatch || !slices.Equal(got[:min(len(got), len(want))], want) {
+			t.Errorf("round %d: %v, want %v", round, got, want)
+		}
+	}
+	if after := c.Stats(); after != before || c.Len() != len(want) {
+		t.Errorf("it changed something: %+v, was %+v", after, before)
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		k := tupleOf(1)
+		c.Announce(&k)
+		c.Warm()
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

@@ -161,6 +161,12 @@ func (k *kernelSync) stop() {
 // takeEvents applies a batch of kernel events to the internal cache.
 func (e *Engine) takeEvents(b *flow.Batch) {
 	for i := range b.N {
+		if ev := &b.Events[i]; ev.Expect == 0 {
+			e.internal.Announce(&ev.Flow.Orig)
+		}
+	}
+	e.internal.Warm()
+	for i := range b.N {
 		ev := &b.Events[i]
 		if ev.Expect != 0 {
 			e.expectEvent(ev, &b.Expects[ev.Expect-1])

@@ -15,6 +15,7 @@ import (
 type peerSync struct {
 	addr  map[int]netip.Addr // by link: the one sender that is listened to
 	heard monotime.Time
+	owner uint8 // of the last flow that was told of
 
 	sessions map[uint64]netip.Addr // where a session was heard last
 }
@@ -32,6 +33,7 @@ func (e *Engine) takeMessages(in *inbox) {
 		e.Stats.Faults[f] += uint64(n)
 	}
 	p := &e.peer
+	e.replica.warm(p.owner, in)
 	heard := false
 	for i := range in.n {
 		from, session := in.from[i], in.session[i]
@@ -93,6 +95,7 @@ func (e *Engine) PeerAddrs() map[int]netip.Addr { return e.peer.addr }
 
 // deliver applies a data message to the external cache of its owner.
 func (e *Engine) deliver(d wire.Delivery, m *wire.Message) {
+	e.peer.owner = d.Owner
 	o := e.replica.owners[d.Owner]
 	full := o != nil && o.full
 	out := e.replica.apply(d, m, e.now)

@@ -14,7 +14,8 @@ import (
 // because two nodes can have the same flow. It belongs to the loop. Modes see it
 // through their own interfaces.
 type Replica struct {
-	limit  int // entries of one owner
+	limit  int    // entries of one owner
+	warmed uint64 // of what warm has read, so that it is read
 	owners [256]*owned
 	list   []*owned // those that there are
 	park   *parking // told of every change; nil where nothing is parked
@@ -285,6 +286,23 @@ func (o *owned) at(h flow.Handle) *meta {
 		o.meta = append(o.meta, new([metaLen]meta))
 	}
 	return &o.meta[c][h%metaLen]
+}
+
+// warm reads the memory that applying the messages needs, if they are about flows of
+// the owner, as those before them were.
+func (r *Replica) warm(owner uint8, in *inbox) {
+	o := r.owners[owner]
+	if o == nil {
+		return
+	}
+	for i := range in.n {
+		if m := &in.msgs[i]; m.Fault == wire.FaultNone && m.Type <= wire.CTDel {
+			o.cache.Announce(&m.Flow.Orig)
+		}
+	}
+	for _, h := range o.cache.Warm() {
+		r.warmed += o.at(h).hash
+	}
 }
 
 // doubtful reports whether entries of any owner are in doubt.
