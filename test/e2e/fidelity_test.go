@@ -25,6 +25,7 @@ const (
 	portReplyZone = 7012 // zone 12 for the reply direction
 	portMark      = 7020 // ruleMark
 	portLabels    = 7021 // label 5
+	portHelper    = 7022 // the helper of FTP
 	portTurned    = 7100 // translated to portPlain, with the same address
 
 	portForward = 8000 // of the outer virtual address: to the client's port 9000
@@ -62,6 +63,7 @@ func fidelityRules(p *lab.Pair) string {
 	}
 	return fmt.Sprintf(`
 table inet fidelity {
+	ct helper ftp { type "ftp" protocol tcp; }
 	counter invalid_tcp { }
 	counter invalid_udp { }
 	counter invalid_udplite { }
@@ -84,6 +86,7 @@ table inet fidelity {
 		type filter hook prerouting priority mangle; policy accept;
 		meta l4proto { tcp, udp } th dport %[8]d ct state new ct mark set %[10]d
 		meta l4proto { tcp, udp } th dport %[9]d ct state new ct label set 5
+		tcp dport %[12]d ct state new ct helper set "ftp"
 	}
 	chain nat_in {
 		type nat hook prerouting priority dstnat; policy accept;%[3]s
@@ -112,7 +115,7 @@ table inet fidelity {
 	}
 }
 `, lab.IfSync, lab.IfInside, nat[0].String(), nat[1].String(),
-		portZone, portOrigZone, portReplyZone, portMark, portLabels, ruleMark, portSYNProxy)
+		portZone, portOrigZone, portReplyZone, portMark, portLabels, ruleMark, portSYNProxy, portHelper)
 }
 
 // nft loads a ruleset into a node.
@@ -248,6 +251,7 @@ func ruled(t testing.TB, p *lab.Pair, far *places, d *duo) []conversation {
 			{portMark, "mark", func(f *conntrack.Flow) bool { return f.Mark == ruleMark }, false},
 			{portLabels, "label", func(f *conntrack.Flow) bool { return len(f.Labels) > 0 && f.Labels[0] == 1<<5 }, false},
 			{portZone, "zone", zones(10, 0, 0), false},
+			{portHelper, "helper", func(f *conntrack.Flow) bool { return f.Helper.Name == "ftp" }, false},
 			{portOrigZone, "zone of the original direction", zones(0, 11, 0), true},
 			{portReplyZone, "zone of the reply direction", zones(0, 0, 12), true},
 		} {
@@ -269,7 +273,7 @@ func ruled(t testing.TB, p *lab.Pair, far *places, d *duo) []conversation {
 						},
 					})
 				}
-				if i == 0 {
+				if i == 0 || r.port == portHelper {
 					s := far.openStream(t, w)
 					add(flow.TCP, s.local(), s.goOn)
 					continue
@@ -278,6 +282,34 @@ func ruled(t testing.TB, p *lab.Pair, far *places, d *duo) []conversation {
 				add(flow.UDP, u.near.local(), u.goOn)
 			}
 		}
+	}
+	return all
+}
+
+// udpStreams are conversations in UDP that have gone on for a while, so that the
+// kernel takes them for streams.
+func udpStreams(t testing.TB, p *lab.Pair, far *places) []conversation {
+	t.Helper()
+	var all []conversation
+	for _, a := range []lab.Addresses{p.V4, p.V6} {
+		for _, w := range ways(p, a)[1:4] { // with source NAT, destination NAT, and both
+			u := far.openDatagrams(t, w, flow.UDP)
+			all = append(all, conversation{
+				name: fmt.Sprintf("stream of UDP %s, %s", family(a), w.name),
+				is:   from(flow.UDP, u.near.local()), goOn: u.goOn,
+				lacks: func(f *conntrack.Flow) string {
+					if !f.Status.Assured() {
+						return fmt.Sprintf("assurance: %v", f.Status)
+					}
+					return w.untranslated(f)
+				},
+			})
+		}
+	}
+	const young = 2 * time.Second // of a stream: nf_conntrack_proto_udp.c
+	time.Sleep(young + 200*time.Millisecond)
+	for _, c := range all {
+		ok(t, c.goOn())
 	}
 	return all
 }
@@ -365,6 +397,7 @@ func TestFidelity(t *testing.T) {
 			all := translations(t, p, far)
 			all = append(all, ruled(t, p, far, d)...)
 			all = append(all, portless(t, p, d.opts.sealed)...)
+			all = append(all, udpStreams(t, p, far)...)
 			all = append(all, stages(t, p, far, d)...)
 			slices.Reverse(all) // what has little time comes first
 			d.proveAll(t, p, all)
