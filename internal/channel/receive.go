@@ -134,7 +134,7 @@ type receiver struct {
 const (
 	leastGather   = 300 * time.Microsecond
 	longestGather = time.Millisecond
-	fewDatagrams  = 4
+	fewDatagrams  = 3 // of some 15 messages each
 )
 
 func (r *receiver) init(l *Link, s *sockets) {
