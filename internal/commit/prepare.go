@@ -28,7 +28,7 @@ func remaining(f *flow.Flow, age time.Duration, fixed uint32) uint32 {
 	if f.Has&flow.HasTimeout == 0 {
 		return graceTimeout
 	}
-	return max(flow.Remaining(f.Timeout, age), 1)
+	return max(f.Remaining(age), 1)
 }
 
 // ofOneMachine are the attributes that mean nothing on another machine, or that

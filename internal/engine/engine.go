@@ -560,7 +560,7 @@ func (e *Engine) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq,
 		return e.appendExpect(b, h, t+wire.ExpNew, f, seq, now)
 	}
 	if fl.Has&flow.HasTimeout != 0 {
-		fl.Timeout = flow.Remaining(fl.Timeout, now.Sub(e.internal.Updated(h)))
+		fl.Timeout = fl.Remaining(now.Sub(e.internal.Updated(h)))
 	}
 	return wire.AppendFlow(b, e.dialect(), t, f, seq, fl)
 }

@@ -612,7 +612,7 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 		}
 		f.Has &^= flow.HasID
 		if f.Has&flow.HasTimeout != 0 {
-			f.Timeout = flow.Remaining(f.Timeout, age)
+			f.Timeout = f.Remaining(age)
 		}
 		if ih, replace := e.own(ih, f, 0); ih != 0 {
 			e.Stats.Adopted++
@@ -686,7 +686,7 @@ func (e *Engine) whole(ev *flow.Event) *flow.Flow {
 	}
 	f.Has &^= flow.HasID
 	if f.Has&flow.HasTimeout != 0 {
-		f.Timeout = flow.Remaining(f.Timeout, e.now.Sub(o.cache.Updated(h)))
+		f.Timeout = f.Remaining(e.now.Sub(o.cache.Updated(h)))
 	}
 	e.touched()
 	return f

@@ -5,11 +5,39 @@ import "time"
 // floorTimeout is what a flow is given at least, in seconds.
 const floorTimeout = 60
 
-// Remaining returns the timeout to hand on for a flow that had timeout seconds
-// left age ago. The kernel emits no event when traffic refreshes a timeout, so a
-// flow that nobody has destroyed is alive whatever the arithmetic says: the result
-// never falls below floorTimeout, or below timeout itself if that is less.
+// Remaining returns the timeout to hand on for what had timeout seconds left age ago,
+// and lives without being used, like an expectation or a connection that is closing.
+// What nobody has destroyed is alive whatever the arithmetic says: the result never
+// falls below floorTimeout, or below timeout itself if that is less.
 func Remaining(timeout uint32, age time.Duration) uint32 {
 	s := max(0, int64(age/time.Second))
 	return uint32(max(int64(timeout)-s, int64(min(timeout, floorTimeout))))
+}
+
+// Remaining returns the timeout to hand on for f, of which f.Timeout was said age ago.
+//
+// The kernel emits no event when a packet refreshes a timeout. Of a conversation in
+// full swing the last event is that of its beginning, and the last packet may have come
+// a moment ago: it keeps the whole timeout, however long ago that was said. A TCP
+// connection of six days that speaks once an hour would not live with less.
+func (f *Flow) Remaining(age time.Duration) uint32 {
+	if f.refreshed() {
+		return f.Timeout
+	}
+	return Remaining(f.Timeout, age)
+}
+
+// refreshed reports whether f is in the state in which flows spend their lives, where
+// every packet sets the timeout anew and changes nothing that an event would tell.
+func (f *Flow) refreshed() bool {
+	if f.Status&StatusAssured == 0 {
+		return false
+	}
+	switch {
+	case f.Has&HasTCP != 0:
+		return f.TCPState == TCPEstablished
+	case f.Has&HasSCTP != 0:
+		return f.SCTPState == SCTPEstablished
+	}
+	return true
 }
