@@ -133,7 +133,7 @@ type receiver struct {
 // datagram after a pause is received at once.
 const (
 	leastGather   = 300 * time.Microsecond
-	longestGather = time.Millisecond
+	longestGather = 600 * time.Microsecond
 	fewDatagrams  = 3 // of some 15 messages each
 )
 

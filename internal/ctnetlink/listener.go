@@ -32,7 +32,7 @@ const (
 
 	// A read of 32 events makes the wake-up a small part of their cost.
 	defaultGather = 300 * time.Microsecond
-	longestGather = time.Millisecond
+	longestGather = 600 * time.Microsecond
 	fewEvents     = 32
 )
 
@@ -54,7 +54,7 @@ type ListenConfig struct {
 	Quiet uint32
 
 	// Gather is how long events may pile up in the kernel while one follows the other
-	// within twice that time, so that a wake-up carries many: up to 1 ms while they are
+	// within twice that time, so that a wake-up carries many: up to 600 µs while they are
 	// few. An event after a pause is passed on at once. 0 means 300 µs, less than 0 not
 	// at all.
 	Gather time.Duration
