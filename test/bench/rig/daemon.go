@@ -63,6 +63,10 @@ type Daemon struct {
 	stats  func(context.Context) (*ctl.Stats, error)
 }
 
+// niceness is that of deploy/systemd/syncd.service. conntrackd takes a real-time priority
+// by itself.
+const niceness = "-5"
+
 // Start starts a daemon on A (0) or B (1) and waits until it answers.
 func (r *Rig) Start(kind Kind, which int, s Settings) (*Daemon, error) {
 	node := []*lab.Node{r.A, r.B}[which]
@@ -70,7 +74,7 @@ func (r *Rig) Start(kind Kind, which int, s Settings) (*Daemon, error) {
 	base := filepath.Join(r.dir, fmt.Sprintf("%s-%d", node.Name(), r.next))
 	d := &Daemon{Kind: kind, Node: node, socket: base + ".sock", log: base + ".log"}
 	config := base + ".conf"
-	text, args, name := r.syncdConfig(d, which, s), []string{"run", "-c", config}, r.bin
+	text, args, name := r.syncdConfig(d, which, s), []string{"-n", niceness, r.bin, "run", "-c", config}, "nice"
 	if kind == Conntrackd {
 		var err error
 		if name, err = exec.LookPath("conntrackd"); err != nil {
