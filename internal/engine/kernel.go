@@ -52,6 +52,10 @@ const (
 	sweepSlots = 4096             // slots visited in one turn of the loop
 )
 
+// Started reports whether the first dump is complete: before, the internal cache is
+// without what the kernel has. For functions run by Do.
+func (e *Engine) Started() bool { return e.kernel.first }
+
 // RequestKernelSync asks for a resynchronisation with the kernel's table. One
 // that is under way is followed by another. Call it by Do once Run has started.
 func (e *Engine) RequestKernelSync() { e.kernel.wanted = true }
@@ -508,6 +512,8 @@ func (e *Engine) dumped(f *flow.Flow) {
 		}
 		if k.first {
 			e.Stats.Found++
+		} else if e.standby {
+			e.setStanding(h, standRemnant, 0) // was there before this node was told
 		}
 		e.internal.SetFlags(h, flagNewDue, 0)
 		if k.quiet && !e.cfg.Mirror && e.replica.holds(&f.Orig) {

@@ -260,7 +260,7 @@ func (e *Engine) ours(t *flow.Tuple) bool {
 // parkSome does a part of what there is to do about the kernel's entries for the flows
 // of peers, and reports whether some is left.
 func (e *Engine) parkSome() (more bool) {
-	if e.park.yielding && e.yieldSome() {
+	if e.park.yielding && e.kernel.first && e.yieldSome() {
 		more = true
 	}
 	if e.walkParked() {

@@ -562,6 +562,40 @@ func TestAdoptAndYield(t *testing.T) {
 	})
 }
 
+// A node is told that it is not in charge while it reads the kernel's table for the
+// first time. What the dump comes to later is yielded too, at once or when its new owner
+// tells of it.
+func TestYieldOfTheFirstDump(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 300)
+		time.Sleep(settled)
+		a.stop()
+		b.adopt()
+		b.do(b.Mode().Bulk)
+		time.Sleep(settled)
+		late := newFlow(0).Orig // b has lost it, and its packets will come later
+		b.kernel.Destroy(late, 0)
+		time.Sleep(settled)
+		slowly(&a.cfg)
+		a.start()
+		time.Sleep(10 * time.Millisecond)
+		a.do(func() { a.SetPassive(true) })
+		time.Sleep(30 * time.Second)
+		if _, own := a.internalTable()[late]; !own {
+			t.Error("yielded to nobody")
+		}
+		b.kernel.Update(late, 0, func(f *flow.Flow) { establish(f); f.Timeout = 100 }) // parked there for this node
+		time.Sleep(settled)
+		wantParked(t, a, b)
+		if own := a.internalTable(); len(own) > 0 {
+			t.Errorf("%d flows were not yielded", len(own))
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
 // A flow that ended at the new primary is not parked again by what an old one still
 // has of it.
 func TestEndedAfterTakeover(t *testing.T) {

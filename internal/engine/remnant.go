@@ -67,7 +67,8 @@ func (r *Remnants) TakenOver() bool {
 // The methods below are for functions run by Do. Those that return a handle do a part
 // of their work; the next call goes on from there, until they return 0.
 
-// MarkRemnants makes remnants of all flows. What peers told of the end of one that was
+// MarkRemnants makes remnants of all flows, those too that the first dump comes to
+// later. What peers told of the end of one that was
 // left behind still holds.
 func (e *Engine) MarkRemnants(from flow.Handle) flow.Handle {
 	e.remnants, e.standby = true, true

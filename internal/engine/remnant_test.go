@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"syncd/internal/filter"
 	"syncd/internal/flow"
+	"syncd/internal/simnet"
 )
 
 // mark makes remnants of all flows of a node.
@@ -209,5 +211,67 @@ func TestRemnantReplaced(t *testing.T) {
 		a.kernel.Destroy(k, 0)
 		time.Sleep(time.Second)
 		wantInStep(t, a, b)
+	})
+}
+
+// slowly makes the dumps of a kernel tell one flow in a while.
+func slowly(cfg *Config) {
+	dump := cfg.Dump
+	cfg.Dump = func(ctx context.Context, fn func(*flow.Event) error) error {
+		return dump(ctx, func(ev *flow.Event) error {
+			time.Sleep(10 * time.Millisecond)
+			return fn(ev)
+		})
+	}
+}
+
+// A node is told that it is not in charge while it reads the kernel's table for the
+// first time: what the dump comes to later is a remnant too. What events tell of
+// meanwhile is in use.
+func TestRemnantsOfTheFirstDump(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const flows = 300
+		k := simnet.NewKernel(1)
+		k.Mute(true) // they were there before
+		for i := range flows {
+			k.Create(newFlow(i), 0)
+		}
+		k.Mute(false)
+		a := newNode(t, "A", addrA, simnet.New(1), k, slowly)
+		a.start()
+		time.Sleep(time.Second)
+		a.mark()
+		k.Create(newFlow(flows), 0)
+		known, used := 0, 0
+		for i := range flows {
+			f := newFlow(i).Orig
+			before := known
+			a.do(func() {
+				if a.internal.Lookup(&f) != 0 {
+					known++
+				}
+			})
+			if known == before && used < 3 {
+				k.Update(f, 0, func(f *flow.Flow) { f.Mark, f.Has = 9, f.Has|flow.HasMark })
+				used++
+			}
+		}
+		if known == 0 || used == 0 {
+			t.Errorf("%d of the flows are known in the midst of the dump", known)
+		}
+		time.Sleep(5 * time.Second)
+		if n := a.count(false); n.All != flows-used {
+			t.Errorf("%d remnants of %d, of which %d were used while the table was read", n.All, flows, used)
+		}
+		// Those of a later dump are of this node's time as a standby.
+		k.Mute(true)
+		k.Create(newFlow(flows+1), 0)
+		k.Mute(false)
+		a.do(a.RequestKernelSync)
+		time.Sleep(5 * time.Second)
+		if n := a.count(false); n.All != flows-used {
+			t.Errorf("%d remnants after another dump, want %d", n.All, flows-used)
+		}
+		a.stop()
 	})
 }
