@@ -290,3 +290,38 @@ var quietLen int
 func (quiet) Add(Op, *flow.Flow) (int, error)   { quietLen++; return quietLen - 1, nil }
 func (quiet) Flush(func(int, unix.Errno)) error { quietLen = 0; return nil }
 func (quiet) Get(*flow.Tuple, *flow.Flow) error { return unix.ENOENT }
+
+func TestUnpark(t *testing.T) {
+	for _, room := range []int{0, 7} {
+		k := newFake(t)
+		k.room = room
+		var read []flow.Flow
+		for i := range uint16(500) {
+			f := parkedFlow(udpFlow(i))
+			f.ID = k.insert(f)
+			if read = append(read, f); i%5 == 0 { // a packet has passed since
+				k.find(f.Orig).Timeout = 30
+			}
+		}
+		read = append(read, parkedFlow(udpFlow(600))) // gone
+		k.insert(parkedFlow(reversed(udpFlow(700))))  // another flow has the tuple by now
+		read = append(read, parkedFlow(udpFlow(700))) //
+		k.insert(parkedFlow(udpFlow(701)))            // not asked for
+		n, err := Unpark(k, read)
+		if n != 400 || err != nil || len(k.entries) != 102 || k.largest > batchSize {
+			t.Errorf("removed %d, %v, %d are left; at most %d in a batch", n, err, len(k.entries), k.largest)
+		}
+	}
+	// The kernel may refuse, and have lost its answer.
+	k := newFake(t)
+	f := parkedFlow(udpFlow(1))
+	k.insert(f)
+	k.before = func(Op, *flow.Flow) unix.Errno { return unix.EPERM }
+	if n, err := Unpark(k, []flow.Flow{f}); n != 0 || err != nil {
+		t.Errorf("removed %d, %v", n, err)
+	}
+	k.before, k.flushErr = nil, []error{unix.EIO}
+	if _, err := Unpark(k, []flow.Flow{f}); !errors.Is(err, unix.EIO) {
+		t.Error(err)
+	}
+}

@@ -169,3 +169,48 @@ func (p *purger) refuse(err error) {
 		p.first = err
 	}
 }
+
+// Unpark removes those of the flows from the kernel that are still parked there, as an
+// earlier process has left them, and returns how many these were. What packets have
+// passed since somebody read the table stays as it is.
+func Unpark(k Kernel, flows []flow.Flow) (removed int, err error) {
+	sent := 0
+	flush := func() error {
+		removed += sent
+		sent = 0
+		if err := k.Flush(func(int, unix.Errno) { removed-- }); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return fmt.Errorf("unpark: %w", err)
+		}
+		return nil
+	}
+	var have flow.Flow
+	for i := range flows {
+		t := &flows[i].Orig
+		switch err := k.Get(t, &have); {
+		case errors.Is(err, unix.ENOENT):
+			continue
+		case err != nil:
+			return removed, errors.Join(fmt.Errorf("unpark: look for %s: %w", describe(t), err), flush())
+		}
+		if have.Orig != *t || !have.Parked() {
+			continue
+		}
+		have.Has &= flow.HasID // no other entry with this tuple
+		_, err := k.Add(Delete, &have)
+		if errors.Is(err, ErrBatchFull) {
+			if err := flush(); err != nil {
+				return removed, err
+			}
+			_, err = k.Add(Delete, &have)
+		}
+		if err != nil {
+			return removed, errors.Join(fmt.Errorf("unpark: delete %s: %w", describe(t), err), flush())
+		}
+		if sent++; sent == batchSize {
+			if err := flush(); err != nil {
+				return removed, err
+			}
+		}
+	}
+	return removed, flush()
+}

@@ -57,6 +57,8 @@ type Daemon struct {
 	notify   *notifier
 	procs    processors
 
+	parkedBefore bool // what looks parked is left of an earlier instant takeover
+
 	ops chan struct{} // one token: held while a command changes the kernel or the role
 
 	mu         sync.Mutex
@@ -164,6 +166,14 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	for i, l := range d.links {
 		readers[i] = newLinkReader(l)
 	}
+	if d.parks == nil {
+		// Where a connection in use may have such a timeout, nothing tells what is parked.
+		long, err := ctnetlink.LongTimeouts(flow.ParkedAbove)
+		if err != nil {
+			return err
+		}
+		d.parkedBefore = len(long) == 0
+	}
 	ecfg := engine.Config{
 		Log:    d.log.Named("engine"),
 		Events: d.listener,
@@ -188,6 +198,7 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 		ExternalLimit: external,
 		Labels:        cfg.Filter.Labels,
 		MarkMask:      cfg.Filter.MarkMask,
+		ParkedBefore:  d.parkedBefore,
 	}
 	if d.parks != nil {
 		ecfg.Parker = &parker{d, d.parks}
@@ -270,6 +281,8 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 	task("processors", d.procs.watch)
 	if d.parks != nil {
 		task("parked entries", d.watchParked)
+	} else if d.parkedBefore {
+		task("parked entries", d.unpark)
 	}
 	task("kernel events", func(ctx context.Context) error {
 		select {

@@ -115,6 +115,7 @@ type Config struct {
 	Labels        bool           // replicate labels
 	MarkMask      uint32         // bits of the mark that are replicated
 	Parker        Parker         // nil: what peers have stays out of the kernel until it is committed
+	ParkedBefore  bool           // without a Parker: entries as one leaves them are from an earlier life with one, and not ours
 	Gone          func() []uint8 // owners of which nobody will tell the end; nil: all once the peer is silent. Called on the loop
 	Mirror        bool           // the syncd dialect: peers hold exactly the internal cache, own changes are replicated too
 }

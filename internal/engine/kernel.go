@@ -34,6 +34,7 @@ type kernelSync struct {
 
 	sweeping bool
 	pos      flow.Handle
+	parked   uint64 // entries found by the last dump that are left of an earlier instant takeover
 
 	batches chan *flow.Batch // from the dump worker
 	free    chan *flow.Batch
@@ -101,6 +102,7 @@ func (e *Engine) startDump(ctx context.Context) {
 	}
 	k.wanted, k.running, k.dumping = false, true, true
 	k.quiet, k.missed = k.missed, false
+	k.parked = 0
 	k.epoch++
 	e.full = false
 	ctx, k.cancel = context.WithCancel(ctx)
@@ -220,7 +222,7 @@ func (e *Engine) event(ev *flow.Event) {
 	if !e.fit(f) {
 		return
 	}
-	if e.park != nil && f.Parked() {
+	if e.parks() && f.Parked() {
 		f.Has &^= flow.HasTimeout // the packet has not set it yet
 	}
 	if h != 0 && ev.Kind == flow.EventUpdate && e.gone(h) && e.internal.ID(h) == f.ID {
@@ -494,9 +496,16 @@ func (e *Engine) dumped(f *flow.Flow) {
 		return // its event is sent before it leaves the table
 	}
 	h := e.internal.Lookup(&f.Orig)
-	if e.park != nil && f.Parked() {
-		e.dumpedParked(h, f)
-		return
+	if e.parks() && f.Parked() {
+		switch {
+		case e.park != nil:
+			e.dumpedParked(h, f)
+			return
+		case h == 0 || e.gone(h):
+			k.parked++
+			return
+		}
+		f.Has &^= flow.HasTimeout
 	}
 	if !e.fit(f) {
 		if h != 0 && !e.internal.Dead(h) && e.same(h, f) {

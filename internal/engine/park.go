@@ -573,6 +573,16 @@ func (e *Engine) Orphans() uint64 {
 	return e.park.orphaned
 }
 
+// parks reports whether entries of the kernel may be parked.
+func (e *Engine) parks() bool { return e.park != nil || e.cfg.ParkedBefore }
+
+// ParkedBefore returns how many entries the last dump found that were parked by an
+// earlier process with a Parker, while this one has none, and whether the kernel's
+// table was read at all. For functions run by Do.
+func (e *Engine) ParkedBefore() (entries uint64, read bool) {
+	return e.kernel.parked, e.kernel.first && !e.kernel.running
+}
+
 // SetOrphans says what becomes of parked entries that no peer has, from the next dump
 // on. For functions run by Do.
 func (e *Engine) SetOrphans(o OrphanPolicy) {

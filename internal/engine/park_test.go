@@ -705,6 +705,54 @@ func TestParkedAndRestart(t *testing.T) {
 	}
 }
 
+// A node goes back from instant takeover to committing: what it has parked is not its own,
+// but for what packets pass.
+func TestParkedBefore(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 100)
+		time.Sleep(settled)
+		b.stop()
+		b.cfg.Parker, b.cfg.ParkedBefore = nil, true
+		b.start()
+		b.create(t, 200, 210)
+		time.Sleep(30 * time.Second)
+		wantOwn := func(n int) {
+			t.Helper()
+			if own := b.internalTable(); len(own) != n || len(a.externalTable()) != n {
+				t.Errorf("%d own, of which %d were told, want %d", len(own), len(a.externalTable()), n)
+			}
+			wantInStep(t, b, a)
+		}
+		wantOwn(10)
+		var left uint64
+		var read bool
+		if b.do(func() { left, read = b.ParkedBefore() }); left != 100 || !read {
+			t.Errorf("%d are left of before, the table read: %v", left, read)
+		}
+		b.kernel.Update(newFlow(1).Orig, 0, func(f *flow.Flow) { establish(f); f.Timeout = 120 })
+		b.kernel.Update(newFlow(2).Orig, 0, establish) // the timeout comes a moment later
+		b.kernel.Touch(newFlow(2).Orig, 120)
+		time.Sleep(settled)
+		wantOwn(12)
+		b.kernel.Touch(newFlow(3).Orig, 120)
+		b.do(b.RequestKernelSync)
+		time.Sleep(settled)
+		wantOwn(13)
+		if b.do(func() { left, read = b.ParkedBefore() }); left != 97 {
+			t.Errorf("%d are left of before, want 97", left)
+		}
+		b.do(func() {
+			if s := b.internal.Timeout(b.internal.Lookup(new(newFlow(2).Orig))); s != 120 {
+				t.Errorf("a flow in use has a timeout of %d s", s)
+			}
+		})
+		wantInStep(t, a, b)
+		a.stop()
+		b.stop()
+	})
+}
+
 // The active's process starts again: what it had is in doubt, not gone.
 func TestParkedInDoubt(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -368,6 +369,50 @@ func testInstantMirror(t *testing.T, r roles, sealed bool) {
 	}
 	destroy(t, d.kB, 200, 250)
 	waitEqual(t, 10*time.Second, "the old primary's kernel", d.kernelA, d.kernelB, d.reverse())
+}
+
+// A standby goes back from instant takeover to committing: what it has parked is not its
+// own, and leaves its kernel when its peer has told everything, not before. A commit
+// brings it back.
+func TestInstantNoMore(t *testing.T) {
+	for _, sealed := range []bool{true, false} {
+		t.Run(fmt.Sprintf("sealed %v", sealed), func(t *testing.T) {
+			t.Parallel()
+			d := layDuo(t, roles{ours, ours}, udp4, duoOptions{sealed: sealed, syncd: instant})
+			d.startA()
+			d.startB()
+			d.a.Primary()
+			d.b.Backup()
+			create(t, d.kA, 0, 3000)
+			waitEqual(t, 10*time.Second, "parked", d.kernelB, d.kernelA, d.form())
+			d.a.Kill()
+			d.b.Stop()
+			config, err := os.ReadFile(d.b.config)
+			ok(t, err)
+			d.b.write(strings.Replace(string(config), instant, "", 1))
+			d.b.Start()
+			d.b.Backup()
+			time.Sleep(5 * time.Second)
+			if n := len(d.kernelB()); n != 3000 {
+				t.Errorf("alone: %d of 3000 entries are left", n)
+			}
+			if own := d.b.Internal().only(isTestFlow); len(own) > 0 {
+				t.Errorf("%d parked flows became the standby's own", len(own))
+			}
+			d.a.Start()
+			d.a.Primary()
+			waitFor(t, 20*time.Second, "what was parked leaves", func() bool { return len(d.kernelB()) == 0 })
+			time.Sleep(time.Second)
+			if own, back := d.b.Internal().only(isTestFlow), d.a.External().only(isTestFlow); len(own)+len(back) > 0 {
+				t.Errorf("%d parked flows became the standby's own, %d were told", len(own), len(back))
+			}
+			if n := len(d.kernelA()); n != 3000 {
+				t.Errorf("%d of 3000 flows are left on the active node", n)
+			}
+			d.b.Primary()
+			waitEqual(t, 10*time.Second, "committed", d.kernelB, d.kernelA, d.form())
+		})
+	}
 }
 
 // Bulk transfers in both directions, with and without source NAT, go on at once and at
