@@ -342,8 +342,13 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d t
 	var looks []look
 	stop, done := make(chan struct{}), make(chan error, 1)
 	go func() {
+		// Never unlocked: the thread ends with this goroutine. It looks for a moment each time,
+		// and must not wait for a processor itself.
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+		if err := rig.RealTime(0); err != nil {
+			done <- err
+			return
+		}
 		for {
 			c, err := p.b.Counters()
 			if err != nil {
@@ -368,7 +373,7 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d t
 			time.Sleep(warmUp)
 			begun = time.Now()
 			err := during(ctx)
-			until = time.Now()
+			until = begun.Add(max(time.Since(begun), warmUp)) // or nothing happens meanwhile
 			ended <- err
 		}()
 	} else {

@@ -100,6 +100,12 @@ func Wakeups(pid int) (n uint64, err error) {
 	return n, nil
 }
 
+// RealTime gives a thread (0 for the calling one) the lowest real-time priority.
+func RealTime(tid int) error {
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1}
+	return os.NewSyscallError("sched_setattr", unix.SchedSetAttr(tid, &attr, 0))
+}
+
 // Scheduling says under which policy a process runs, in the words of sched(7).
 func Scheduling(pid int) string {
 	attr, err := unix.SchedGetAttr(pid, 0)
