@@ -33,8 +33,8 @@ const (
 
 	// Parts of one processor, of a second's use: above enough it may be short soon; below
 	// spare, for quietSeconds, it is not.
-	enough       = 0.6
-	spare        = 0.4
+	enough       = 0.4
+	spare        = 0.25
 	quietSeconds = 10
 )
 
