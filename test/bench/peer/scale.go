@@ -45,6 +45,7 @@ func measureScales(ctx context.Context, o options, res *Results, out io.Writer) 
 
 func measureScale(ctx context.Context, o options, flows int) (s *Scale, err error) {
 	o.flows = flows
+	o.lives = min(o.lives, scaleRate/40) // which end after 0.2 s at that rate, so that there is something to look at
 	r, err := rig.New(o.bin)
 	if err != nil {
 		return nil, err

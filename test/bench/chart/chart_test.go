@@ -1,0 +1,48 @@
+package chart
+
+import (
+	"encoding/xml"
+	"io"
+	"strings"
+	"testing"
+)
+
+func TestSVG(t *testing.T) {
+	for name, c := range map[string]Chart{
+		"nothing": {},
+		"one":     {Title: "a < b & c", X: "x", Y: "y", Series: []Series{{"one", []Point{{1, 0}}}}},
+		"log":     {LogX: true, Series: []Series{{"a", []Point{{1e4, 3}, {2e6, 4.5}}}, {"b", []Point{{1e5, 1}}}}},
+	} {
+		svg := string(c.SVG())
+		for d := xml.NewDecoder(strings.NewReader(svg)); ; {
+			if _, err := d.Token(); err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatalf("%s: %v\n%s", name, err, svg)
+			}
+		}
+		if strings.Contains(svg, "NaN") || strings.Contains(svg, "Inf") {
+			t.Errorf("%s: a point is nowhere:\n%s", name, svg)
+		}
+		points := 0
+		for _, s := range c.Series {
+			points += len(s.Points)
+		}
+		if n := strings.Count(svg, "<circle"); n != points {
+			t.Errorf("%s: %d of %d points", name, n, points)
+		}
+	}
+}
+
+func TestStep(t *testing.T) {
+	for limit, want := range map[float64]float64{0: 1, 1: 0.2, 5: 1, 7.3: 2, 240: 50, 1e6: 2e5} {
+		if got := step(limit); got < want*0.999 || got > want*1.001 {
+			t.Errorf("axis up to %v: step %v, want %v", limit, got, want)
+		}
+	}
+	for v, want := range map[float64]string{0: "0", 0.2: "0.2", 250: "250", 12000: "12k", 1e6: "1M"} {
+		if got := label(v); got != want {
+			t.Errorf("%v is labelled %q, want %q", v, got, want)
+		}
+	}
+}
