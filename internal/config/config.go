@@ -27,7 +27,7 @@ const MaxLinks = 8
 type Node struct {
 	Name     string // empty: the caller uses the host name
 	Socket   string // path of the control socket, at most 107 octets
-	StateDir string // where the snapshot of a restart is kept; empty: none is
+	StateDir string // where what outlives a restart is kept, the state of the peers and the role; empty: nothing is
 	LogLevel LogLevel
 }
 

@@ -7,7 +7,7 @@ import (
 
 // Roles of a node, as SetRole takes them and Status shows them.
 const (
-	RoleUnknown = "unknown" // nobody has said since the daemon started
+	RoleUnknown = "unknown" // nobody has said since the host started, or it was not kept
 	RolePrimary = "primary"
 	RoleBackup  = "backup"
 	RoleFault   = "fault"

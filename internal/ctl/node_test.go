@@ -163,7 +163,7 @@ func sampleRole() *RoleReport {
 
 func sampleStatus() *Status {
 	return &Status{
-		Node: "fw1", Version: "1.0.0", Role: RoleBackup, Since: sampleTime, Started: sampleTime.Add(-time.Hour),
+		Node: "fw1", Version: "1.0.0", Role: RoleBackup, Since: sampleTime, RoleRestored: true, Started: sampleTime.Add(-time.Hour),
 		UptimeS: 93784, Mode: "ftfw", Wire: "syncd", ProvenAgeS: 0.4,
 		Problems: []string{"a bulk update from fw2 runs", "fw3 was never heard"},
 		Peers: []PeerStatus{

@@ -97,6 +97,9 @@ func RenderStatus(w io.Writer, s *Status) error {
 	if !s.Since.IsZero() {
 		role += " since " + s.Since.Format(time.RFC3339)
 	}
+	if s.RoleRestored {
+		role += ", as before the restart of the daemon"
+	}
 	p.row("role", role)
 	p.row("mode", s.Mode+", wire "+s.Wire)
 	p.row("uptime", seconds(s.UptimeS))

@@ -9,12 +9,15 @@ type Status struct {
 	Version string    `json:"version"`
 	Role    string    `json:"role"`       // Role* constants
 	Since   time.Time `json:"role_since"` // when the role was set; zero while it is unknown
-	Started time.Time `json:"started"`    // when the daemon started
-	UptimeS float64   `json:"uptime_s"`   // monotonic, so not Started's difference after a clock step
-	Mode    string    `json:"mode"`       // ftfw, notrack, alarm
-	Wire    string    `json:"wire"`       // syncd, conntrackd
-	Ready   bool      `json:"ready"`      // may become primary without losing connections
-	InSync  bool      `json:"in_sync"`    // Problems is empty
+	// RoleRestored says that the role is from before a restart of the daemon, and that
+	// nobody has said it since.
+	RoleRestored bool      `json:"role_restored,omitempty"`
+	Started      time.Time `json:"started"`  // when the daemon started
+	UptimeS      float64   `json:"uptime_s"` // monotonic, so not Started's difference after a clock step
+	Mode         string    `json:"mode"`     // ftfw, notrack, alarm
+	Wire         string    `json:"wire"`     // syncd, conntrackd
+	Ready        bool      `json:"ready"`    // may become primary without losing connections
+	InSync       bool      `json:"in_sync"`  // Problems is empty
 
 	// ProvenAgeS is how long ago the last digest of the peer agreed whose last one
 	// is the oldest; 0 where a living peer has none.

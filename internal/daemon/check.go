@@ -202,7 +202,7 @@ func checkConfig(path string, cfg *config.Config) []host.Finding {
 	}
 	all = append(all, socket, checkKeys(cfg))
 	if cfg.Node.StateDir != "" {
-		dir := host.Finding{ID: "config.state_dir", Found: cfg.Node.StateDir, Want: "a directory", Why: "the state of the peers outlives a restart of the daemon there"}
+		dir := host.Finding{ID: "config.state_dir", Found: cfg.Node.StateDir, Want: "a directory", Why: "the state of the peers and the role outlive a restart of the daemon there"}
 		if st, err := os.Stat(cfg.Node.StateDir); err != nil || !st.IsDir() {
 			dir.Verdict, dir.Found, dir.Fix = host.Note, cfg.Node.StateDir+" is missing", "mkdir -m 0750 "+cfg.Node.StateDir
 			dir.Why = "a restart of the daemon forgets what it holds of its peers; the service's unit makes /var/lib/syncd"

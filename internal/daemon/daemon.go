@@ -59,19 +59,23 @@ type Daemon struct {
 
 	parkedBefore bool // what looks parked is left of an earlier instant takeover
 
-	ops chan struct{} // one token: held while a command changes the kernel or the role
+	ops   chan struct{} // one token: held while a command changes the kernel or the role
+	saved savedRole     // as kept for the next start; used by whoever holds ops
 
-	mu         sync.Mutex
-	cfg        *config.Config
-	addrs      netwatch.Snapshot // of this host
-	role       string
-	roleSince  time.Time
-	task       string
-	adopting   bool // a takeover wants parked entries that no peer has
-	lastCommit *ctl.CommitReport
-	commitSum  ctl.CommitStats
-	readiness  readiness
-	purge      *purge // under way; nil if none is
+	mu        sync.Mutex
+	cfg       *config.Config
+	addrs     netwatch.Snapshot // of this host
+	role      string
+	roleSince time.Time
+	// roleRestored says that the role is from before the restart, and that nobody has
+	// said it since.
+	roleRestored bool
+	task         string
+	adopting     bool // a takeover wants parked entries that no peer has
+	lastCommit   *ctl.CommitReport
+	commitSum    ctl.CommitStats
+	readiness    readiness
+	purge        *purge // under way; nil if none is
 }
 
 // Run runs a daemon until ctx ends, and returns nil then.
@@ -210,6 +214,9 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	if err := d.loadSnapshot(); err != nil {
 		d.log.Error("the snapshot of the peers' state is not used", zap.Error(err))
 	}
+	if err := d.restoreRole(); err != nil {
+		d.log.Error("the role of before the restart is not taken over", zap.Error(err))
+	}
 	d.engine.SetOrigin(d.commits.PortID(), engine.OriginCommit)
 	d.engine.SetOrigin(d.purges.PortID(), engine.OriginPurge)
 	if d.parks != nil {
@@ -262,6 +269,14 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 				err = errors.New("ended by itself")
 			}
 			return fmt.Errorf("%s: %w", name, err)
+		})
+	}
+	if finish := d.resumeRole(); finish != nil {
+		group.Go(func() error {
+			if err := finish(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("role: %w", err)
+			}
+			return nil
 		})
 	}
 	known := make(chan struct{}) // closed when the addresses of this host are

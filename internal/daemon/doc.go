@@ -10,4 +10,7 @@
 // Commands that change the kernel or the role (commit, primary, backup, fault,
 // purge) run one after the other, in the order in which they came, on the
 // goroutine of whoever asked; they use the engine's loop only for moments.
+//
+// Two files in node.state_dir outlive the process: what peers have told (at the stop),
+// and the role (whenever it changes).
 package daemon

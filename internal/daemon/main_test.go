@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 const validConfig = `
 [node]
 name = "fw1"
+state_dir = ""
 [sync]
 wire = "conntrackd"
 insecure = true
@@ -69,13 +70,24 @@ func writeConfig(t *testing.T, text string) string {
 // network, with one real link that nothing is sent on. It needs no privilege.
 func newDaemon(t *testing.T, text string) (*Daemon, *simnet.Kernel) {
 	t.Helper()
-	path := writeConfig(t, text)
+	kernel := simnet.NewKernel(1)
+	d, stop := startDaemon(t, zap.NewNop(), writeConfig(t, text), kernel)
+	t.Cleanup(stop)
+	if err := <-d.engine.Loaded(); err != nil {
+		t.Fatal(err)
+	}
+	return d, kernel
+}
+
+// startDaemon is newDaemon for a process that stop ends.
+func startDaemon(t *testing.T, log *zap.Logger, path string, kernel *simnet.Kernel) (d *Daemon, stop func()) {
+	t.Helper()
 	cfg, err := config.Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &Daemon{
-		opts: Options{ConfigPath: path, Version: "test"}, log: zap.NewNop(), cfg: cfg,
+	d = &Daemon{
+		opts: Options{ConfigPath: path, Version: "test"}, log: log, cfg: cfg,
 		started: time.Now(), begun: monotime.Now(), role: ctl.RoleUnknown,
 		ops: make(chan struct{}, 1), broken: make(chan error, 1), notify: newNotifier(zap.NewNop()),
 	}
@@ -86,11 +98,9 @@ func newDaemon(t *testing.T, text string) (*Daemon, *simnet.Kernel) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
 	d.links = []*channel.Link{l}
 	d.channel = channel.New(monotime.Now(), d.links)
 
-	kernel := simnet.NewKernel(1)
 	d.events, d.forAll = kernel, func() bool { return true }
 	port := simnet.New(1).Port(netip.MustParseAddr("192.0.2.1"))
 	d.engine = engine.New(engine.Config{
@@ -103,20 +113,28 @@ func newDaemon(t *testing.T, text string) (*Daemon, *simnet.Kernel) {
 		Filter: compileFilter(cfg, nil), InternalLimit: 1 << 16, ExternalLimit: 1 << 16,
 		Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask,
 	})
+	if err := d.restoreRole(); err != nil {
+		log.Error("role", zap.Error(err))
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.ctx = ctx
-	done := make(chan error, 1)
+	done, finished := make(chan error, 1), make(chan error, 1)
+	if finish := d.resumeRole(); finish != nil {
+		go func() { finished <- finish(ctx) }()
+	} else {
+		finished <- nil
+	}
 	go func() { done <- d.engine.Run(ctx) }()
-	t.Cleanup(func() {
+	return d, func() {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("the engine ended with %v", err)
 		}
-	})
-	if err := <-d.engine.Loaded(); err != nil {
-		t.Fatal(err)
+		<-finished
+		d.stopPurge()
+		<-d.ops
+		l.Close()
 	}
-	return d, kernel
 }
 
 func freePort(t *testing.T) uint16 {

@@ -82,6 +82,7 @@ func (d *Daemon) purgeBehind(ctx context.Context, pending *purge) (string, error
 	if err := d.slices(ctx, d.engine.MarkRemnants); err != nil {
 		return "", err
 	}
+	d.keepRole(func(s *savedRole) { s.Remnants, s.TakenOver = true, false })
 	after := d.config().Purge.After
 	if after == 0 {
 		return "the kernel's flows stay (purge.after is 0)", nil
@@ -201,6 +202,9 @@ func (d *Daemon) schedulePass(p *purge, wait time.Duration) {
 		d.mu.Lock()
 		d.purge = nil
 		d.mu.Unlock()
+		if err == nil && !p.primary && d.ctx.Err() == nil {
+			d.keepRole(func(s *savedRole) { s.Remnants = false })
+		}
 	})
 }
 
@@ -226,8 +230,12 @@ func (d *Daemon) nextPass(ctx context.Context, p *purge) (next time.Duration, er
 		}
 	}
 	var purged uint64
-	if err := d.engine.Do(ctx, func() { purged = d.engine.Stats.Purged }); err != nil {
+	var started bool
+	if err := d.engine.Do(ctx, func() { purged, started = d.engine.Stats.Purged, d.engine.Started() }); err != nil {
 		return 0, err
+	}
+	if !started {
+		return time.Second, nil // what there is to purge is not known yet
 	}
 	if p.short > 0 || purged != p.begun {
 		if err := d.endPass(ctx, p); err != nil {
@@ -241,7 +249,10 @@ func (d *Daemon) nextPass(ctx context.Context, p *purge) (next time.Duration, er
 	if err != nil {
 		return p.outlived(), err
 	}
-	p.takenOver = p.takenOver || n.TakenOver()
+	if !p.takenOver && n.TakenOver() {
+		p.takenOver = true
+		d.keepRole(func(s *savedRole) { s.TakenOver = true })
+	}
 	if n.All == 0 {
 		return 0, nil
 	}

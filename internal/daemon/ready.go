@@ -95,6 +95,11 @@ func writeTrackFile(path string, ready bool) error {
 
 // writeFile replaces a file as a whole: by write, sync and rename.
 func writeFile(path string, mode os.FileMode, write func(*os.File) error) error {
+	return replaceFile(path, mode, true, write)
+}
+
+// replaceFile is writeFile for what need not outlive a crash of the host too.
+func replaceFile(path string, mode os.FileMode, sync bool, write func(*os.File) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -104,7 +109,7 @@ func writeFile(path string, mode os.FileMode, write func(*os.File) error) error 
 	if err == nil {
 		err = f.Chmod(mode)
 	}
-	if err == nil {
+	if err == nil && sync {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {

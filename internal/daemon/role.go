@@ -36,21 +36,34 @@ func (d *Daemon) release() {
 //	         over after a while
 //	fault    as backup
 func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.ProgressFunc) (*ctl.RoleReport, error) {
-	if role != ctl.RolePrimary && role != ctl.RoleBackup && role != ctl.RoleFault {
+	if !isRole(role) {
 		return nil, fmt.Errorf("role %q: %w: primary, backup or fault", role, ctl.ErrInvalid)
 	}
-	start := monotime.Now()
 	if err := d.acquire(ctx); err != nil {
 		return nil, err
 	}
 	defer d.release()
-	pending := d.stopPurge()
 	d.mu.Lock()
 	rep := &ctl.RoleReport{Role: role, Before: d.role}
-	d.role, d.roleSince = role, time.Now()
+	d.role, d.roleRestored = role, false
+	if role != rep.Before {
+		d.roleSince = time.Now()
+	}
+	since := d.roleSince
 	d.mu.Unlock()
 	d.log.Info("changing role", zap.String("to", role), zap.String("from", rep.Before))
+	d.keepRole(func(s *savedRole) { s.Role, s.Since, s.Done = role, since, false })
+	return rep, d.takeRole(ctx, rep, progress)
+}
 
+func isRole(role string) bool {
+	return role == ctl.RolePrimary || role == ctl.RoleBackup || role == ctl.RoleFault
+}
+
+// takeRole does the steps of a change of role, and reports them. The caller holds ops.
+func (d *Daemon) takeRole(ctx context.Context, rep *ctl.RoleReport, progress ctl.ProgressFunc) error {
+	start := monotime.Now()
+	pending, role := d.stopPurge(), rep.Role
 	step := func(name string, run func() (string, error)) error {
 		t := monotime.Now()
 		msg, err := run()
@@ -63,7 +76,7 @@ func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.Progress
 	}
 	err := d.engine.Do(ctx, func() { d.engine.SetPassive(role != ctl.RolePrimary) })
 	if err != nil {
-		return rep, err
+		return err
 	}
 	if role == ctl.RolePrimary {
 		err = d.becomePrimary(ctx, rep, pending, progress, step)
@@ -74,7 +87,10 @@ func (d *Daemon) SetRole(ctx context.Context, role string, progress ctl.Progress
 		}
 	}
 	rep.DurationS = monotime.Now().Sub(start).Seconds()
-	return rep, err
+	if err == nil {
+		d.keepRole(func(s *savedRole) { s.Done = true })
+	}
+	return err
 }
 
 // becomePrimary does the steps of a takeover. Each is tried even if one before it

@@ -92,7 +92,7 @@ func (d *Daemon) Status(ctx context.Context) (*ctl.Status, error) {
 	cfg := d.cfg
 	st := &ctl.Status{
 		Node: cfg.Node.Name, Version: d.opts.Version,
-		Role: d.role, Since: d.roleSince, Started: d.started, UptimeS: monotime.Now().Sub(d.begun).Seconds(),
+		Role: d.role, Since: d.roleSince, RoleRestored: d.roleRestored, Started: d.started, UptimeS: monotime.Now().Sub(d.begun).Seconds(),
 		Mode: string(cfg.Sync.Mode), Wire: string(cfg.Sync.Wire),
 		LastCommit: d.lastCommit, Task: d.task,
 	}
