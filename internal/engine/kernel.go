@@ -514,6 +514,9 @@ func (e *Engine) dumped(f *flow.Flow) {
 		return
 	}
 	replace := false
+	if e.park != nil && (h == 0 || e.gone(h)) {
+		e.unpark(&f.Orig)
+	}
 	switch {
 	case h == 0:
 		if h = e.insert(f); h == 0 {

@@ -512,6 +512,7 @@ func (e *Engine) own(h flow.Handle, f *flow.Flow, told flow.Attrs) (_ flow.Handl
 	e.internal.SetFlags(h, flagNewDue, 0)
 	delete(e.kernel.told, h) // what was said of an earlier flow
 	e.touch(h, told)
+	e.unpark(&f.Orig)
 	return h, replace
 }
 
@@ -598,7 +599,7 @@ func (e *Engine) SetOrphans(o OrphanPolicy) {
 // told it last; it says whether it wants the entry, and more. For functions run by Do,
 // while the parker is held.
 func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *flow.Flow, age time.Duration, parked, current bool) (want, more bool)) flow.Handle {
-	p, o, f := e.park, e.replica.of(owner), &e.scratch
+	o, f := e.replica.of(owner), &e.scratch
 	return o.cache.Walk(from, slots, func(h flow.Handle) bool {
 		flags := o.cache.Flags(h)
 		if flags&extEnded != 0 || o.cache.IsExpect(h) {
@@ -615,8 +616,7 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 		if !want {
 			return more
 		}
-		p.undue(o, h)
-		p.mark(o, h, false)
+		e.unpark(&key)
 		if !e.filter.Match(f) {
 			return more
 		}
