@@ -168,7 +168,7 @@ func sampleStatus() *Status {
 		Problems: []string{"a bulk update from fw2 runs", "fw3 was never heard"},
 		Peers: []PeerStatus{
 			{
-				Name: "fw2", Address: "203.0.113.2:3780", State: PeerUp, HeardAgeS: 0.3124, Flows: 123456,
+				Name: "fw2", Address: "203.0.113.2:3780", State: PeerUp, Role: RolePrimary, HeardAgeS: 0.3124, Flows: 123456,
 				Unacked: 12, Dirty: 3, Bulk: true, Resync: true, Membership: "alive",
 			},
 			{Name: "fw3", Address: "203.0.113.3:3780", State: PeerUnheard},

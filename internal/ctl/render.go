@@ -120,14 +120,18 @@ func RenderStatus(w io.Writer, s *Status) error {
 	}
 
 	p.section("peers")
-	p.row("  NAME", "ADDRESS", "STATE", "HEARD", "FLOWS", "UNACKED", "DIRTY", "NOTES")
+	p.row("  NAME", "ADDRESS", "STATE", "ROLE", "HEARD", "FLOWS", "UNACKED", "DIRTY", "NOTES")
 	for i := range s.Peers {
 		peer := &s.Peers[i]
 		heard := "never"
 		if peer.State != PeerUnheard {
 			heard = seconds(peer.HeardAgeS) + " ago"
 		}
-		p.row("  "+peer.Name, peer.Address, peer.State, heard, peer.Flows, peer.Unacked, peer.Dirty, peer.notes())
+		role := peer.Role
+		if role == "" {
+			role = "-"
+		}
+		p.row("  "+peer.Name, peer.Address, peer.State, role, heard, peer.Flows, peer.Unacked, peer.Dirty, peer.notes())
 	}
 
 	p.section("links")

@@ -53,6 +53,7 @@ type PeerStatus struct {
 	Name       string  `json:"name"`
 	Address    string  `json:"address"`
 	State      string  `json:"state"`                 // Peer* constants
+	Role       string  `json:"role,omitempty"`        // that it says it has, Role* constants; empty if it says none
 	HeardAgeS  float64 `json:"heard_age_s,omitzero"`  // since its last message; 0 while unheard
 	Flows      uint64  `json:"flows"`                 // entries of it in the external cache
 	Unacked    uint64  `json:"unacknowledged"`        // messages sent that it has not acknowledged

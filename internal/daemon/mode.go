@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"syncd/internal/config"
+	"syncd/internal/ctl"
 	"syncd/internal/engine"
 	"syncd/internal/sync/alarm"
 	"syncd/internal/sync/ftfw"
@@ -30,6 +31,11 @@ type mode interface {
 	// committed: nobody will tell of their end.
 	gone() []uint8
 	setDeadAfter(time.Duration)
+	// setRole changes the role that peers are told, where they are told one.
+	setRole(wire.Role)
+	// leads reports whether an owner may be in charge, by its own word; true where peers
+	// tell no roles.
+	leads(owner uint8) bool
 }
 
 // newMode builds the configured mode in the configured dialect.
@@ -90,6 +96,27 @@ func (d *Daemon) newMode(cfg *config.Config, e *engine.Engine) engine.Mode {
 	}, e, r)
 	d.mode = &streamMode{d, e, d.stream}
 	return d.stream
+}
+
+// wireRole returns a role as peers are told it.
+func wireRole(role string) wire.Role {
+	switch role {
+	case ctl.RolePrimary:
+		return wire.RolePrimary
+	case ctl.RoleBackup:
+		return wire.RoleBackup
+	case ctl.RoleFault:
+		return wire.RoleFault
+	}
+	return wire.RoleUnsaid
+}
+
+// peerRole returns the role that a peer tells, empty if it tells none.
+func peerRole(r wire.Role) string {
+	if r == wire.RoleUnsaid {
+		return ""
+	}
+	return r.String()
 }
 
 func alarmConfig(cfg *config.Config, first wire.Seq) alarm.Config {

@@ -10,6 +10,7 @@ import (
 	"syncd/internal/sync/alarm"
 	"syncd/internal/sync/ftfw"
 	"syncd/internal/sync/notrack"
+	"syncd/internal/wire"
 )
 
 // onePeer is what the modes of conntrackd's dialect have in common: one peer without
@@ -31,6 +32,10 @@ func (o onePeer) addOwner(name string) uint8 {
 }
 
 func (o onePeer) gone() []uint8 { return o.e.Replica().Owners() }
+
+// conntrackd's dialect has no roles.
+func (o onePeer) setRole(wire.Role) {}
+func (o onePeer) leads(uint8) bool  { return true }
 
 // ownerName returns the address at which the peer is heard, or else where it is
 // expected.

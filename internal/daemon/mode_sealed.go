@@ -11,6 +11,7 @@ import (
 	"syncd/internal/sync/alarm"
 	"syncd/internal/sync/notrack"
 	"syncd/internal/sync/stream"
+	"syncd/internal/wire"
 )
 
 // streamMode is FT-FW in the syncd dialect.
@@ -23,6 +24,8 @@ type streamMode struct {
 func (o *streamMode) ownerName(owner uint8) string { return o.m.OwnerName(owner) }
 func (o *streamMode) addOwner(name string) uint8   { return o.m.AddOwner(name) }
 func (o *streamMode) setDeadAfter(d time.Duration) { o.m.SetDeadAfter(d) }
+func (o *streamMode) setRole(r wire.Role)          { o.m.SetRole(o.e.Now(), r) }
+func (o *streamMode) leads(owner uint8) bool       { return o.m.Leads(o.e.Now(), owner) }
 
 func (o *streamMode) gone() []uint8 {
 	alive := map[uint8]bool{}
@@ -53,7 +56,7 @@ func (o *streamMode) look(s *view) {
 		}
 		peer := ctl.PeerStatus{
 			Name: p.Name, Address: addrText(o.e.SessionAddr(p.Session)), HeardAgeS: s.now.Sub(p.Heard).Seconds(), State: ctl.PeerUp,
-			Bulk: p.Doubtful || p.Wants, Resync: p.Wanted,
+			Bulk: p.Doubtful || p.Wants, Resync: p.Wanted, Role: peerRole(p.Role),
 		}
 		if c := o.e.Replica().Cache(p.Owner); p.Owner != 0 && c != nil {
 			peer.Flows = uint64(c.Len())
@@ -129,6 +132,7 @@ type bestEffortPeer struct {
 	owner      uint8
 	met, alive bool
 	heard      monotime.Time
+	role       wire.Role
 	problem    string // beyond that
 }
 
@@ -146,6 +150,7 @@ func lookBestEffort(s *view, d *Daemon, e *engine.Engine, peers []bestEffortPeer
 		peer := ctl.PeerStatus{
 			Name: p.name, Address: addrText(e.SessionAddr(p.session)),
 			HeardAgeS: s.now.Sub(p.heard).Seconds(), State: ctl.PeerUp,
+			Role: peerRole(p.role),
 		}
 		if c := e.Replica().Cache(p.owner); p.owner != 0 && c != nil {
 			peer.Flows = uint64(c.Len())
@@ -190,11 +195,13 @@ type sealedNotrackMode struct {
 func (o *sealedNotrackMode) ownerName(owner uint8) string { return o.m.OwnerName(owner) }
 func (o *sealedNotrackMode) addOwner(name string) uint8   { return o.m.AddOwner(name) }
 func (o *sealedNotrackMode) setDeadAfter(d time.Duration) { o.m.SetDeadAfter(d) }
+func (o *sealedNotrackMode) setRole(r wire.Role)          { o.m.SetRole(o.e.Now(), r) }
+func (o *sealedNotrackMode) leads(owner uint8) bool       { return o.m.Leads(o.e.Now(), owner) }
 func (o *sealedNotrackMode) gone() []uint8                { return goneBestEffort(o.e, o.peers()) }
 
 func (o *sealedNotrackMode) peers() (peers []bestEffortPeer) {
 	for _, p := range o.m.Peers(o.e.Now()) {
-		b := bestEffortPeer{name: p.Name, session: p.Session, owner: p.Owner, met: p.Met, alive: p.Alive, heard: p.Heard}
+		b := bestEffortPeer{name: p.Name, session: p.Session, owner: p.Owner, met: p.Met, alive: p.Alive, heard: p.Heard, role: p.Role}
 		switch {
 		case p.Wanted || p.Doubtful:
 			b.problem = fmt.Sprintf("a bulk update from peer %s is under way", p.Name)
@@ -225,11 +232,13 @@ type sealedAlarmMode struct {
 func (o *sealedAlarmMode) ownerName(owner uint8) string { return o.m.OwnerName(owner) }
 func (o *sealedAlarmMode) addOwner(name string) uint8   { return o.m.AddOwner(name) }
 func (o *sealedAlarmMode) setDeadAfter(d time.Duration) { o.m.SetDeadAfter(d) }
+func (o *sealedAlarmMode) setRole(r wire.Role)          { o.m.SetRole(o.e.Now(), r) }
+func (o *sealedAlarmMode) leads(owner uint8) bool       { return o.m.Leads(o.e.Now(), owner) }
 func (o *sealedAlarmMode) gone() []uint8                { return goneBestEffort(o.e, o.peers()) }
 
 func (o *sealedAlarmMode) peers() (peers []bestEffortPeer) {
 	for _, p := range o.m.Peers(o.e.Now()) {
-		peers = append(peers, bestEffortPeer{name: p.Name, session: p.Session, owner: p.Owner, met: p.Met, alive: p.Alive, heard: p.Heard})
+		peers = append(peers, bestEffortPeer{name: p.Name, session: p.Session, owner: p.Owner, met: p.Met, alive: p.Alive, heard: p.Heard, role: p.Role})
 	}
 	return peers
 }

@@ -9,6 +9,7 @@ import (
 
 	"syncd/internal/ctl"
 	"syncd/internal/monotime"
+	"syncd/internal/wire"
 )
 
 // acquire waits for the commands before this one to end.
@@ -74,7 +75,12 @@ func (d *Daemon) takeRole(ctx context.Context, rep *ctl.RoleReport, progress ctl
 		rep.Steps = append(rep.Steps, ctl.RoleStep{Name: name, Message: msg, DurationS: monotime.Now().Sub(t).Seconds()})
 		return err
 	}
-	err := d.engine.Do(ctx, func() { d.engine.SetPassive(role != ctl.RolePrimary) })
+	err := d.engine.Do(ctx, func() {
+		if role != ctl.RolePrimary {
+			d.mode.setRole(wireRole(role)) // before anything is given up
+		}
+		d.engine.SetPassive(role != ctl.RolePrimary)
+	})
 	if err != nil {
 		return err
 	}
@@ -117,6 +123,10 @@ func (d *Daemon) becomePrimary(ctx context.Context, rep *ctl.RoleReport, pending
 		first = step("flush", func() (string, error) {
 			return d.flushCommitted(ctx)
 		})
+	}
+	// Now that what peers have is here, they may give up what they have of ours.
+	if err := d.engine.Do(context.WithoutCancel(ctx), func() { d.mode.setRole(wire.RolePrimary) }); first == nil {
+		first = err
 	}
 	if err := step("resync", func() (string, error) {
 		if !d.engine.Parks() && d.rereadAfterPause(ctx) {

@@ -63,9 +63,9 @@ func newDialogue(t testing.TB) *dialogue {
 	for i := range d.in.from {
 		d.in.from[i] = addrB
 	}
-	d.say(wire.AppendHello(nil, d.seq, "B", nil))
+	d.say(wire.AppendHello(nil, d.seq, "B", wire.Standing{}, nil))
 	d.turn()
-	d.say(wire.AppendHello(nil, d.seq, "B", []wire.Greet{{Session: ourSession, Echo: d.challenge(t)}}))
+	d.say(wire.AppendHello(nil, d.seq, "B", wire.Standing{}, []wire.Greet{{Session: ourSession, Echo: d.challenge(t)}}))
 	d.cover()
 	d.turn()
 	if p := d.stream.Peers(d.now); len(p) != 1 || !p[0].Met || !p[0].Counted {

@@ -55,7 +55,36 @@ const (
 )
 
 // MaxSyncLen bounds the length of a control message of the syncd dialect.
-const MaxSyncLen = helloLen + 64 + MaxGreets*greetLen
+const MaxSyncLen = helloLen + 64 + MaxGreets*(greetLen+1)
+
+// Role is what a node does in the cluster, as it says itself.
+type Role uint8
+
+const (
+	RoleUnsaid  Role = iota // by a node that nobody has told, or of an older version
+	RolePrimary             // it is in charge
+	RoleBackup              // another one is to be
+	RoleFault               // another one is to be, and it could not
+)
+
+func (r Role) String() string {
+	switch r {
+	case RolePrimary:
+		return "primary"
+	case RoleBackup:
+		return "backup"
+	case RoleFault:
+		return "fault"
+	}
+	return "unsaid"
+}
+
+// Standing is the role that a node says it has. Each change of it is a new edition:
+// from 1 up, 1 again after 255, and 0 of a node that knows of no roles.
+type Standing struct {
+	Role    Role
+	Edition uint8
+}
 
 // Mask is a set of buckets: bucket b is bit b%64 of word b/64.
 type Mask [2]uint64
@@ -85,6 +114,7 @@ type Greet struct {
 	Session   uint64
 	Challenge [16]byte // to be echoed; zero once the session is met
 	Echo      [16]byte // its challenge, echoed; zero if there was none
+	Heard     uint8    // edition of its role that was heard, 0 if none was
 }
 
 // Sync is the body of a message of type SyncCtl. Which fields mean something
@@ -93,6 +123,7 @@ type Sync struct {
 	Kind Kind
 
 	Name   [MaxName + 1]byte // Hello: NUL-padded
+	Says   Standing          // Hello: of the sender
 	Greets [MaxGreets]Greet  // Hello
 	N      int               // Hello: entries of Greets; Status, Void: entries of Ranges
 
@@ -132,13 +163,20 @@ func parseSync(k Kind, b []byte, s *Sync) (ok bool) {
 		}
 		clear(s.Name[:])
 		copy(s.Name[:], name)
+		if s.Says = (Standing{Role(body[1]), body[3]}); s.Says.Role > RoleFault {
+			s.Says.Role = RoleUnsaid
+		}
 		s.N = entries
+		heard := b[end+entries*greetLen:]
 		for i := range entries {
 			e := b[end+i*greetLen:]
 			g := &s.Greets[i]
 			g.Session = be.Uint64(e)
 			copy(g.Challenge[:], e[8:24])
 			copy(g.Echo[:], e[24:40])
+			if g.Heard = 0; len(heard) >= entries { // else of an older version
+				g.Heard = heard[i]
+			}
 		}
 	case Status:
 		if len(b) < statusLen {
@@ -193,24 +231,34 @@ func appendMask(b []byte, m Mask) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, m[1]), m[0])
 }
 
-// AppendHello appends a HELLO of the node with this name. More than MaxGreets
+// AppendHello appends a HELLO of the node with this name and standing. More than MaxGreets
 // entries, and more than MaxName octets of the name, are left out.
-func AppendHello(b []byte, seq Seq, name string, greets []Greet) []byte {
+func AppendHello(b []byte, seq Seq, name string, says Standing, greets []Greet) []byte {
 	start := len(b)
 	name, greets = name[:min(len(name), MaxName)], greets[:min(len(greets), MaxGreets)]
 	b = appendHeader(b, SyncCtl, Flags(Hello), 0, seq)
-	b = append(b, byte(len(name)), 0, byte(len(greets)), 0)
+	b = append(b, byte(len(name)), byte(says.Role), byte(len(greets)), says.Edition)
 	b = append(b, name...)
-	for (len(b)-start)%4 != 0 {
-		b = append(b, 0)
-	}
+	b = pad(b, start)
 	for i := range greets {
 		g := &greets[i]
 		b = binary.BigEndian.AppendUint64(b, g.Session)
 		b = append(b, g.Challenge[:]...)
 		b = append(b, g.Echo[:]...)
 	}
+	for i := range greets {
+		b = append(b, greets[i].Heard)
+	}
+	b = pad(b, start)
 	setLen(b, start)
+	return b
+}
+
+// pad makes the length of the message that begins at start a multiple of 4.
+func pad(b []byte, start int) []byte {
+	for (len(b)-start)%4 != 0 {
+		b = append(b, 0)
+	}
 	return b
 }
 

@@ -42,7 +42,7 @@ func appendSync(b []byte, seq wire.Seq, s *wire.Sync) []byte {
 	switch s.Kind {
 	case wire.Hello:
 		name, _, _ := bytes.Cut(s.Name[:], []byte{0})
-		return wire.AppendHello(b, seq, string(name), s.Greets[:s.N])
+		return wire.AppendHello(b, seq, string(name), s.Says, s.Greets[:s.N])
 	case wire.Status:
 		return wire.AppendStatus(b, seq, s.To, s.Last, s.Bulk, s.Mask, s.Ranges[:s.N])
 	case wire.Void:
@@ -67,11 +67,14 @@ func syncs() *rapid.Generator[wire.Sync] {
 		switch s.Kind {
 		case wire.Hello:
 			copy(s.Name[:], rapid.SliceOfN(rapid.ByteRange(1, 255), 1, wire.MaxName).Draw(t, "name"))
+			s.Says.Role = wire.Role(rapid.IntRange(0, 3).Draw(t, "role"))
+			s.Says.Edition = rapid.Byte().Draw(t, "edition")
 			s.N = rapid.IntRange(0, wire.MaxGreets).Draw(t, "entries")
 			for i := range s.N {
 				s.Greets[i].Session = u64("session")
 				octets(s.Greets[i].Challenge[:])
 				octets(s.Greets[i].Echo[:])
+				s.Greets[i].Heard = rapid.Byte().Draw(t, "heard")
 			}
 		case wire.Status:
 			s.To, s.Last, s.Bulk = u64("to"), wire.Seq(u32("last")), u32("bulk")
@@ -125,12 +128,13 @@ var diagrams = []struct {
 	want  string
 }{
 	{
-		"HELLO 8: name length (1) 9: 0 (1) 10: number of entries (1), at most 32 11: 0 (1) " +
-			"12: name, padded with zeros to a multiple of 4, then for each entry 40 octets: session (8) challenge (16) echo (16)",
-		wire.Sync{Kind: wire.Hello, Name: [64]byte{'f', 'w', '-', 'a', '1'}, N: 1, Greets: [32]wire.Greet{{
-			Session: 0x0102030405060708, Challenge: [16]byte{0: 0xc0, 15: 0xcf}, Echo: [16]byte{0: 0xe0, 15: 0xef},
+		"HELLO 8: name length (1) 9: role (1) 10: number of entries (1), at most 32 11: edition (1) " +
+			"12: name, padded with zeros to a multiple of 4, then for each entry 40 octets: session (8) challenge (16) echo (16) " +
+			"then for each entry the edition heard (1), padded with zeros to a multiple of 4",
+		wire.Sync{Kind: wire.Hello, Name: [64]byte{'f', 'w', '-', 'a', '1'}, Says: wire.Standing{Role: wire.RoleBackup, Edition: 0x51}, N: 1, Greets: [32]wire.Greet{{
+			Session: 0x0102030405060708, Challenge: [16]byte{0: 0xc0, 15: 0xcf}, Echo: [16]byte{0: 0xe0, 15: 0xef}, Heard: 0x61,
 		}}},
-		"1b01 003c 0a0b0c0d  05 00 01 00  66772d6131 000000  0102030405060708 c00000000000000000000000000000cf e00000000000000000000000000000ef",
+		"1b01 0040 0a0b0c0d  05 02 01 51  66772d6131 000000  0102030405060708 c00000000000000000000000000000cf e00000000000000000000000000000ef  61 000000",
 	},
 	{
 		"STATUS 8: to session (8) 16: last number (4) 20: last bulk update seen (4), 0 for none " +
@@ -282,7 +286,7 @@ func TestMalformedSync(t *testing.T) {
 
 // TestAppendBeyond: what has no room is left out, never sent broken.
 func TestAppendBeyond(t *testing.T) {
-	got := readSync(wire.AppendHello(nil, 1, strings.Repeat("n", 80), make([]wire.Greet, 40)))
+	got := readSync(wire.AppendHello(nil, 1, strings.Repeat("n", 80), wire.Standing{}, make([]wire.Greet, 40)))
 	if len(got) != 1 || got[0].Fault != 0 || got[0].Sync.N != 32 || string(got[0].Sync.Name[:]) != strings.Repeat("n", 63)+"\x00" {
 		t.Errorf("HELLO: %+v", got)
 	}
@@ -298,11 +302,35 @@ func TestAppendBeyond(t *testing.T) {
 
 // FuzzSync: any octets at all are read without a panic, and a control message that
 // is accepted can be sent on and arrives as it was.
+// roleless is a HELLO with one entry of a node that knows of no roles, roleful the same
+// with a role that nobody knows, and octets behind what is known.
+const (
+	roleless = "1b01 0038 00000001  01 00 01 00  41000000 0102030405060708 c0000000000000000000000000000000 e0000000000000000000000000000000"
+	roleful  = "1b01 0040 00000001  01 04 01 09  41000000 0102030405060708 c0000000000000000000000000000000 e0000000000000000000000000000000 07000000 ffffffff"
+)
+
+func TestOldHello(t *testing.T) {
+	for _, c := range []struct {
+		hex   string
+		says  wire.Standing
+		heard uint8
+	}{{roleless, wire.Standing{}, 0}, {roleful, wire.Standing{Edition: 9}, 7}} {
+		var m wire.Message
+		m.Sync.Greets[0].Heard = 5 // of the message before
+		r := wire.Reader{Sync: true}
+		r.Reset(octets(t, c.hex))
+		if !r.Next(&m) || m.Fault != wire.FaultNone || m.Sync.N != 1 || m.Sync.Says != c.says || m.Sync.Greets[0].Heard != c.heard {
+			t.Errorf("%+v, heard %d", m.Sync.Says, m.Sync.Greets[0].Heard)
+		}
+	}
+}
+
 func FuzzSync(f *testing.F) {
 	for _, d := range diagrams {
 		f.Add(octets(f, d.want))
 	}
 	f.Add(join(good(1), octets(f, diagrams[1].want), message(11, 9, 3)))
+	f.Add(octets(f, roleless))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, m := range readSync(b) {
 			if m.Fault != wire.FaultNone || m.Type != wire.SyncCtl || m.Sync.Kind.String() == "?" {

@@ -264,6 +264,37 @@ func TestSyncdGreeting(t *testing.T) {
 }
 
 // What comes late or twice is dropped.
+// TestSyncdRole: what peers say of their roles is kept, and ours is said at once.
+func TestSyncdRole(t *testing.T) {
+	m := newSyncd(full(0), time.Minute)
+	now := monotime.Time(1)
+	greet(m, now, 100, true)
+	m.AppendDatagram(now, nil, 1400)
+	if m.Pending(now) {
+		t.Fatal("a HELLO is due")
+	}
+	m.SetRole(now, wire.RoleBackup)
+	now = now.Add(100 * time.Millisecond)
+	b := m.AppendDatagram(now, nil, 1400)
+	r := wire.Reader{Sync: true}
+	r.Reset(b)
+	var msg wire.Message
+	if !r.Next(&msg) || msg.Sync.Kind != wire.Hello || msg.Sync.Says != (wire.Standing{Role: wire.RoleBackup, Edition: 2}) {
+		t.Errorf("%+v", msg.Sync.Says)
+	}
+	msg = wire.Message{Type: wire.SyncCtl, Seq: 100}
+	msg.Sync.Kind, msg.Sync.N, msg.Sync.Name[0] = wire.Hello, 1, 'B'
+	for _, role := range []wire.Role{wire.RolePrimary, wire.RoleFault} {
+		msg.Sync.Says.Role = role
+		msg.Sync.Says.Edition++
+		msg.Sync.Greets[0] = wire.Greet{Session: ours, Heard: 2}
+		m.Receive(now, theirs, &msg)
+		if p := m.Peers(now)[0]; p.Role != role || m.Leads(now, p.Owner) != (role == wire.RolePrimary) {
+			t.Errorf("%+v leads: %v", p, m.Leads(now, p.Owner))
+		}
+	}
+}
+
 func TestSyncdOrder(t *testing.T) {
 	m := newSyncd(full(0), 2*time.Second)
 	if v, _ := m.Receive(1, theirs, &wire.Message{Type: wire.CTUpd, Seq: 100}); v != wire.Drop {

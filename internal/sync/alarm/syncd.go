@@ -203,6 +203,7 @@ type SyncdPeer struct {
 	Met     bool          // in both directions
 	Heard   monotime.Time // last sign of life
 	Alive   bool
+	Role    wire.Role // that it says it has
 }
 
 // Peers returns the state of every session that is known.
@@ -211,7 +212,7 @@ func (m *Syncd) Peers(now monotime.Time) []SyncdPeer {
 	for _, p := range m.peers.Peers() {
 		states = append(states, SyncdPeer{
 			Name: p.Name, Session: p.Session, Owner: p.Owner, Met: p.Met && p.Knows,
-			Heard: p.Heard, Alive: p.Alive(now, m.peers.DeadAfter()),
+			Heard: p.Heard, Alive: p.Alive(now, m.peers.DeadAfter()), Role: p.Role.Role,
 		})
 	}
 	return states
@@ -219,6 +220,13 @@ func (m *Syncd) Peers(now monotime.Time) []SyncdPeer {
 
 // Meeting returns the counters of how sessions were met.
 func (m *Syncd) Meeting() meet.Stats { return m.peers.Stats }
+
+// SetRole changes the role that this node says it has, which is told at once.
+func (m *Syncd) SetRole(now monotime.Time, r wire.Role) { m.peers.SetRole(now, r) }
+
+// Leads reports whether the node with this owner number may be in charge (see
+// meet.View.Leads).
+func (m *Syncd) Leads(now monotime.Time, owner uint8) bool { return m.peers.Leads(now, owner) }
 
 // Owner returns the owner number of a name, or 0.
 func (m *Syncd) Owner(name string) uint8 { return m.peers.Owner(name) }

@@ -16,6 +16,7 @@ type Peer[T any] struct {
 	Knows   bool          // it has met us
 	Heard   monotime.Time // last valid message
 	Since   monotime.Time // since when it has not been silent for as long as Config.DeadAfter
+	Role    View          // what it says of its role; zero until it is met
 	State   T             // of the mode; zero until it is met
 
 	challenge [16]byte // that we want echoed
@@ -61,6 +62,17 @@ func (t *Table[T]) Peers() []*Peer[T] { return t.peers }
 func (t *Table[T]) Alive(now monotime.Time) bool {
 	for _, p := range t.peers {
 		if p.Met && p.Alive(now, t.cfg.DeadAfter) {
+			return true
+		}
+	}
+	return false
+}
+
+// Leads reports whether the node with this owner number may be in charge, by the word of
+// a session of it that is met and heard (see View.Leads).
+func (t *Table[T]) Leads(now monotime.Time, owner uint8) bool {
+	for _, p := range t.peers {
+		if p.Met && p.Owner == owner && p.Alive(now, t.cfg.DeadAfter) && p.Role.Leads(&t.self) {
 			return true
 		}
 	}

@@ -44,6 +44,7 @@ type Table[T any] struct {
 	Left func(*Peer[T])
 
 	cfg    Config
+	self   Self
 	peers  []*Peer[T]
 	owners []string      // by owner-1: the names that were ever met
 	said   bool          // a HELLO has left
@@ -65,7 +66,7 @@ func New[T any](cfg Config) *Table[T] {
 	if cfg.Drop == nil {
 		cfg.Drop = func(uint64) {}
 	}
-	return &Table[T]{cfg: cfg}
+	return &Table[T]{cfg: cfg, self: NewSelf()}
 }
 
 // Judgement is what the table says of a message.
@@ -124,12 +125,13 @@ func (t *Table[T]) hello(now monotime.Time, session uint64, s *wire.Sync) (*Peer
 		p.Name = name(&s.Name)
 	}
 	p.Knows = false
-	met := false
+	met, heard := false, uint8(0)
 	for i := range s.N {
 		g := &s.Greets[i]
 		if g.Session != t.cfg.Session {
 			continue
 		}
+		heard = g.Heard
 		if p.Knows = g.Challenge == [16]byte{}; !p.Knows {
 			p.theirs = g.Challenge
 		}
@@ -137,7 +139,7 @@ func (t *Table[T]) hello(now monotime.Time, session uint64, s *wire.Sync) (*Peer
 			met = t.meet(now, p)
 		}
 	}
-	if !p.Met || !p.Knows {
+	if p.Met && p.Role.Hear(s.Says, heard) || !p.Met || !p.Knows {
 		t.greet(now)
 	}
 	switch {
@@ -147,6 +149,13 @@ func (t *Table[T]) hello(now monotime.Time, session uint64, s *wire.Sync) (*Peer
 		return p, Greeted
 	}
 	return nil, Greeted
+}
+
+// SetRole changes the role that this node says it has, which is told at once.
+func (t *Table[T]) SetRole(now monotime.Time, r wire.Role) {
+	if t.self.Set(r) {
+		t.greet(now)
+	}
 }
 
 // greet lets a HELLO leave soon.
@@ -167,7 +176,7 @@ const HelloRoom = wire.MaxSyncLen
 func (t *Table[T]) AppendHello(now monotime.Time, b []byte, seq wire.Seq) []byte {
 	t.greets = t.greets[:0]
 	for _, p := range t.peers {
-		g := wire.Greet{Session: p.Session, Echo: p.theirs}
+		g := wire.Greet{Session: p.Session, Echo: p.theirs, Heard: p.Role.Edition}
 		if !p.Met {
 			g.Challenge = p.challenge
 		}
@@ -175,7 +184,7 @@ func (t *Table[T]) AppendHello(now monotime.Time, b []byte, seq wire.Seq) []byte
 	}
 	t.said, t.last, t.due = true, now, now.Add(helloInterval)
 	t.Stats.HelloSent++
-	return wire.AppendHello(b, seq, t.cfg.Name, t.greets)
+	return wire.AppendHello(b, seq, t.cfg.Name, t.self.Says(), t.greets)
 }
 
 // Next returns when the next HELLO is due, 0 for at once.

@@ -140,9 +140,10 @@ type SyncdPeer struct {
 	Met      bool          // in both directions
 	Heard    monotime.Time // last sign of life
 	Alive    bool
-	Wanted   bool // we ask for some of its flows
-	Unsure   bool // something of it may have been lost and has not come since
-	Doubtful bool // entries of it are not confirmed
+	Role     wire.Role // that it says it has
+	Wanted   bool      // we ask for some of its flows
+	Unsure   bool      // something of it may have been lost and has not come since
+	Doubtful bool      // entries of it are not confirmed
 }
 
 // Peers returns the state of every session that is known.
@@ -151,7 +152,7 @@ func (m *Syncd) Peers(now monotime.Time) []SyncdPeer {
 	for _, p := range m.peers.Peers() {
 		s := SyncdPeer{
 			Name: p.Name, Session: p.Session, Owner: p.Owner, Met: p.Met && p.Knows,
-			Heard: p.Heard, Alive: p.Alive(now, m.peers.DeadAfter()),
+			Heard: p.Heard, Alive: p.Alive(now, m.peers.DeadAfter()), Role: p.Role.Role,
 			Wanted: !p.State.wanted.Empty(), Unsure: !p.State.unsure.Empty(),
 		}
 		s.Doubtful = p.Met && !m.replica.Doubtful(p.Owner).Empty()
@@ -172,6 +173,20 @@ func (m *Syncd) AddOwner(name string) uint8 { return m.peers.AddOwner(name) }
 
 // OwnerName returns the name that an owner number stands for.
 func (m *Syncd) OwnerName(owner uint8) string { return m.peers.OwnerName(owner) }
+
+// SetRole changes the role that this node says it has, which is told at once.
+func (m *Syncd) SetRole(now monotime.Time, r wire.Role) { m.peers.SetRole(now, r) }
+
+// Leads reports whether the node with this owner number may be in charge (see
+// meet.View.Leads), and all of its flows have been told of or are on their way.
+func (m *Syncd) Leads(now monotime.Time, owner uint8) bool {
+	for _, p := range m.peers.Peers() {
+		if p.Owner == owner && p.Met && !p.State.wanted.Empty() {
+			return false
+		}
+	}
+	return m.peers.Leads(now, owner)
+}
 
 // InStep reports whether everything of ours has left.
 func (m *Syncd) InStep() bool {

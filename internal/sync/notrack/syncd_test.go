@@ -99,6 +99,43 @@ func TestHole(t *testing.T) {
 	}
 }
 
+// TestLeads: the word of a peer counts once nothing of it is wanted.
+func TestLeads(t *testing.T) {
+	m, now := met(t, full(0), 0)
+	m.SetRole(now, wire.RoleBackup)
+	says := func(r wire.Role, edition, heard uint8) {
+		hello := &wire.Message{Type: wire.SyncCtl, Seq: 100}
+		hello.Sync.Kind, hello.Sync.N, hello.Sync.Says = wire.Hello, 1, wire.Standing{Role: r, Edition: edition}
+		hello.Sync.Name[0] = 'B'
+		hello.Sync.Greets[0] = wire.Greet{Session: ours, Heard: heard}
+		m.Receive(now, theirs, hello)
+	}
+	leads := func(want bool) {
+		t.Helper()
+		if got := m.Leads(now, m.Owner("B")); got != want {
+			t.Errorf("leads: %v; %+v", got, m.Peers(now)[0])
+		}
+	}
+	says(wire.RolePrimary, 1, 2)
+	leads(false)
+	for part := range parts {
+		m.Receive(now, theirs, bulkMsg(wire.BulkBegin, wire.Seq(100+2*part), uint32(part+1), partMask(part)))
+		m.Receive(now, theirs, bulkMsg(wire.BulkEnd, wire.Seq(101+2*part), uint32(part+1), partMask(part)))
+	}
+	leads(true)
+	says(wire.RoleBackup, 2, 2)
+	leads(false)
+	if r := m.Peers(now)[0].Role; r != wire.RoleBackup {
+		t.Errorf("role %v", r)
+	}
+	says(wire.RolePrimary, 3, 1)
+	leads(true) // of what it has heard it has forgotten nothing
+	m.SetRole(now, wire.RoleFault)
+	leads(false)
+	says(wire.RolePrimary, 3, 3)
+	leads(true)
+}
+
 // TestOrder: what comes late or twice is dropped, and what was missed is counted.
 func TestOrder(t *testing.T) {
 	m, now := met(t, full(0), 0)

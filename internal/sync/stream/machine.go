@@ -5,6 +5,7 @@ import (
 
 	"syncd/internal/flow"
 	"syncd/internal/monotime"
+	"syncd/internal/sync/meet"
 	"syncd/internal/wire"
 )
 
@@ -107,6 +108,7 @@ type sent struct {
 // Machine is one node's protocol state. It is not safe for concurrent use.
 type Machine struct {
 	cfg     Config
+	self    meet.Self
 	store   Store
 	replica Replica
 
@@ -202,12 +204,19 @@ func New(cfg Config, store Store, replica Replica) *Machine {
 		cfg.Drop = func(uint64) {}
 	}
 	m := &Machine{
-		cfg: cfg, store: store, replica: replica,
+		cfg: cfg, self: meet.NewSelf(), store: store, replica: replica,
 		next: cfg.FirstSeq, base: cfg.FirstSeq,
 		ring: make([]sent, 1024),
 	}
 	m.found = m.bulkFound
 	return m
+}
+
+// SetRole changes the role that this node says it has, which is told at once.
+func (m *Machine) SetRole(now monotime.Time, r wire.Role) {
+	if m.self.Set(r) {
+		m.greet(now)
+	}
 }
 
 // SetDeadAfter changes the silence after which a peer is left out.

@@ -258,9 +258,9 @@ func (h *hand) step(b []byte) []byte {
 	case 0:
 		var greets []wire.Greet
 		if p := m.find(session); p != nil {
-			greets = []wire.Greet{{Session: m.cfg.Session, Echo: p.challenge}}
+			greets = []wire.Greet{{Session: m.cfg.Session, Echo: p.challenge, Heard: u8() % 4}}
 		}
-		msg = wire.AppendHello(nil, number(near), string('A'+rune(u8()%4)), greets)
+		msg = wire.AppendHello(nil, number(near), string('A'+rune(u8()%4)), wire.Standing{Role: wire.Role(u8() % 4), Edition: u8()}, greets)
 	case 1, 2:
 		to := m.cfg.Session + uint64(u8()/250)
 		msg = wire.AppendStatus(nil, number(near), to, number(m.next-1), uint32(u8()%4), mask(), ranges(m.base))
@@ -288,8 +288,11 @@ func (h *hand) step(b []byte) []byte {
 		m.Bulk()
 		m.RequestResync()
 	case 19:
-		if u8() > 200 {
+		switch k := u8(); {
+		case k > 200:
 			h.n.flush()
+		case k < 50:
+			m.SetRole(h.now, wire.Role(k%4))
 		}
 	}
 	if msg != nil {
@@ -364,7 +367,7 @@ const benchPeer = 4711
 func newBench(flows int) *bench {
 	b := &bench{c: newCacheOf(flows), now: 1, out: make([]byte, 0, 4096)}
 	b.m = New(Config{Name: "N", Session: 1, Random: func([]byte) {}}, b.c, b.c)
-	b.receive(wire.AppendHello(nil, 0, "P", []wire.Greet{{Session: 1}}))
+	b.receive(wire.AppendHello(nil, 0, "P", wire.Standing{}, []wire.Greet{{Session: 1}}))
 	q := wire.AppendBulk(nil, wire.BulkBegin, 0, 1, wire.AllBuckets)
 	b.receive(wire.AppendBulk(q, wire.BulkEnd, 1, 1, wire.AllBuckets))
 	b.status()

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"syncd/internal/monotime"
+	"syncd/internal/sync/meet"
 	"syncd/internal/wire"
 )
 
@@ -15,8 +16,9 @@ type peer struct {
 	met       bool
 	knows     bool // it has met us
 	heard     monotime.Time
-	challenge [16]byte // that we want echoed
-	theirs    [16]byte // that it wants echoed
+	challenge [16]byte  // that we want echoed
+	theirs    [16]byte  // that it wants echoed
+	role      meet.View // what it says of its role; zero until it is met
 
 	// Its stream, as we follow it. Valid if met.
 	expected   wire.Seq
@@ -192,6 +194,7 @@ type PeerState struct {
 	Wants    bool          // it wants a bulk update of ours
 	Proven   monotime.Time // when a digest of its stream last agreed; 0 for never
 	Differed bool          // the last digest did not agree
+	Role     wire.Role     // that it says it has
 
 	// Shadow: another session of this name is met and alive. This one is a record of an
 	// earlier life, which anybody can repeat and which is never met, or a restarted peer
@@ -207,7 +210,7 @@ func (m *Machine) Peers(now monotime.Time) []PeerState {
 			Name: p.name, Session: p.session, Owner: p.owner, Met: p.met && p.knows,
 			Heard: p.heard, Alive: p.alive(now, m.cfg.DeadAfter), Counted: p.counted,
 			Missing: len(p.missing), Wanted: !p.wanted.Empty(), Wants: !p.wants.Empty(),
-			Proven: p.proven, Differed: p.differed, Shadow: m.shadowed(p, now),
+			Proven: p.proven, Differed: p.differed, Role: p.role.Role, Shadow: m.shadowed(p, now),
 		}
 		if p.met {
 			s.Doubtful = !m.replica.Doubtful(p.owner).Empty() || p.ending
@@ -218,6 +221,18 @@ func (m *Machine) Peers(now monotime.Time) []PeerState {
 		states = append(states, s)
 	}
 	return states
+}
+
+// Leads reports whether the node with this owner number may be in charge (see
+// meet.View.Leads), and what is held of it is what it has: its session is met and heard,
+// and nothing of its stream is missing or wanted.
+func (m *Machine) Leads(now monotime.Time, owner uint8) bool {
+	for _, p := range m.peers {
+		if p.met && p.owner == owner && p.alive(now, m.cfg.DeadAfter) && p.whole() && p.wanted.Empty() && p.role.Leads(&m.self) {
+			return true
+		}
+	}
+	return false
 }
 
 // shadowed is PeerState.Shadow.

@@ -18,7 +18,7 @@ var sentences = []struct {
 	quote string
 	proof func(t *testing.T)
 }{
-	{"(3.1) A node sends a HELLO once a second, and at once when it hears a session that it has not met or that has not met it, but no more than 20 a second.", func(t *testing.T) {
+	{"(3.1) A node sends a HELLO once a second, and at once when it hears a session that it has not met or that has not met it, when its role changes, and when it hears of a change of another's, but no more than 20 a second.", func(t *testing.T) {
 		s := newStage(t)
 		count(t, s.do("start A\nrun 9500ms"), "A  HELLO", 10)
 		h := newHand(t, Config{})
@@ -64,7 +64,7 @@ var sentences = []struct {
 		wrong[15]++
 		h.hello(wire.Greet{Session: h.n.session, Echo: wrong})
 		h.hello(wire.Greet{Session: h.n.session + 1, Echo: right})
-		h.receiveFrom(99, wire.AppendHello(nil, 7, "Q", []wire.Greet{{Session: h.n.session, Echo: right}}))
+		h.receiveFrom(99, wire.AppendHello(nil, 7, "Q", wire.Standing{}, []wire.Greet{{Session: h.n.session, Echo: right}}))
 		for _, p := range h.n.m.peers {
 			if p.met || p.session != h.session && p.challenge == right {
 				t.Errorf("%s: met %v, challenge %x", p.name, p.met, p.challenge)
@@ -93,7 +93,7 @@ var sentences = []struct {
 		h.meet()
 		for s := uint64(1000); s < 1050; s++ {
 			h.at(time.Millisecond)
-			h.receiveFrom(s, wire.AppendHello(nil, 1, "X", nil))
+			h.receiveFrom(s, wire.AppendHello(nil, 1, "X", wire.Standing{}, nil))
 		}
 		m := h.n.m
 		if len(m.peers) != 32 || m.find(h.session) == nil || m.find(1049) == nil || m.find(1019) == nil || m.find(1018) != nil {
@@ -108,6 +108,132 @@ var sentences = []struct {
 		m.Advance(h.now)
 		if len(m.peers) != 1 || m.peers[0].session != h.session {
 			t.Errorf("%d sessions are left", len(m.peers))
+		}
+	}},
+	{"(3.8) The role is what a node was told to do: 1 primary, 2 backup, 3 fault, 0 if nobody has told it. Any other number counts as 0. Its edition is a number from 1 to 255, 1 again after 255, another one after each change. Who knows of no roles sends zeros.", func(t *testing.T) {
+		h := newHand(t, Config{})
+		h.n.m.SetRole(h.now, wire.RoleBackup)
+		h.meet()
+		wants := func(role wire.Role, edition uint8) {
+			t.Helper()
+			h.at(time.Second)
+			if s := h.sentKind(wire.Hello); len(s) != 1 || s[0].Says != (wire.Standing{Role: role, Edition: edition}) {
+				t.Errorf("HELLO %+v, want role %v, edition %d", s[:min(1, len(s))], role, edition)
+			}
+		}
+		wants(wire.RoleBackup, 2)
+		h.n.m.SetRole(h.now, wire.RoleBackup)
+		wants(wire.RoleBackup, 2)
+		for range 253 {
+			h.n.m.SetRole(h.now, wire.RoleFault)
+			h.n.m.SetRole(h.now, wire.RoleFault)
+			h.n.m.SetRole(h.now, wire.RoleBackup)
+			h.n.m.SetRole(h.now, wire.RolePrimary)
+		}
+		wants(wire.RolePrimary, (1+3*253)%255+1)
+		h.says(wire.Standing{}, 0)
+		h.bulk(1)
+		if m := h.n.m; m.Peers(h.now)[0].Role != wire.RoleUnsaid || !m.Leads(h.now, h.peer().owner) {
+			t.Errorf("one who knows of no roles: %+v", m.Peers(h.now)[0])
+		}
+		h.says(wire.Standing{Role: 4, Edition: 1}, 0)
+		if h.peer().role.Role != wire.RoleUnsaid {
+			t.Errorf("role %v", h.peer().role.Role)
+		}
+	}},
+	{"(3.9) Of a session that is met the role counts that it said in the HELLO by which it was met, and then in each HELLO whose edition is not older (RFC 1982, in 8 bits). Its edition is told back to it in the entry for it, as the one heard; zero stands for a session that is not met.", func(t *testing.T) {
+		h := newHand(t, Config{})
+		heard := func(want uint8) {
+			t.Helper()
+			h.at(time.Second)
+			if s := h.sentKind(wire.Hello); len(s) != 1 || s[0].Greets[0].Heard != want {
+				t.Errorf("%d HELLOs, %+v, want %d", len(s), s[0].Greets[0], want)
+			}
+		}
+		is := func(want wire.Role) {
+			t.Helper()
+			if r := h.n.m.Peers(h.now)[0].Role; r != want {
+				t.Errorf("role %v, want %v", r, want)
+			}
+		}
+		h.says(wire.Standing{Role: wire.RolePrimary, Edition: 7}, 0)
+		is(wire.RoleUnsaid)
+		heard(0)
+		h.receive(wire.AppendHello(nil, h.seq, "P", wire.Standing{Role: wire.RoleBackup, Edition: 6}, []wire.Greet{{Session: h.n.session, Echo: h.peer().challenge}}))
+		is(wire.RoleBackup) // what was said before it was met is nothing
+		heard(6)
+		// "when it hears of a change of another's": at once, and once.
+		h.says(wire.Standing{Role: wire.RolePrimary, Edition: 8}, 0)
+		h.at(50 * time.Millisecond)
+		if s := h.sentKind(wire.Hello); len(s) != 1 || s[0].Greets[0].Heard != 8 {
+			t.Errorf("%d HELLOs at once, %+v", len(s), s)
+		}
+		h.says(wire.Standing{Role: wire.RolePrimary, Edition: 8}, 0)
+		h.at(500 * time.Millisecond)
+		if s := h.sentKind(wire.Hello); len(s) != 0 {
+			t.Error("HELLO at once again")
+		}
+		h.says(wire.Standing{Role: wire.RoleBackup, Edition: 7}, 0) // overtaken
+		is(wire.RolePrimary)
+		heard(8)
+		h.says(wire.Standing{Role: wire.RoleFault, Edition: 8 + 127}, 0)
+		is(wire.RoleFault)
+		h.says(wire.Standing{Role: wire.RoleBackup, Edition: 3}, 0) // after 255
+		is(wire.RoleBackup)
+		// "when its role changes": at once.
+		h.at(100 * time.Millisecond)
+		h.sent()
+		h.at(100 * time.Millisecond)
+		h.n.m.SetRole(h.now, wire.RolePrimary)
+		if len(h.sentKind(wire.Hello)) != 1 {
+			t.Error("a change of our role is not told at once")
+		}
+	}},
+	{"(3.10) A node leads, for another one, if its session is met and heard, nothing of its stream is missing or wanted, and its role is primary or 0; but if it has an edition, only if it has heard the edition that the other one has now.", func(t *testing.T) {
+		h := newHand(t, Config{})
+		h.n.m.SetRole(h.now, wire.RoleBackup)
+		leads := func(want bool) {
+			t.Helper()
+			if got := h.n.m.Leads(h.now, h.peer().owner); got != want {
+				t.Errorf("leads: %v; %+v", got, h.peer().role)
+			}
+		}
+		h.says(wire.Standing{}, 0)
+		leads(false)
+		h.meet()
+		leads(false) // all is wanted
+		h.bulk(1)
+		leads(true)
+		for _, r := range []wire.Role{wire.RoleUnsaid, wire.RolePrimary, wire.RoleBackup, wire.RoleFault} {
+			edition := 10 + uint8(r)
+			h.says(wire.Standing{Role: r, Edition: edition}, 0)
+			leads(false)
+			h.n.m.SetRole(h.now, wire.RoleFault)
+			h.says(wire.Standing{Role: r, Edition: edition}, h.n.m.self.Says().Edition-1)
+			leads(false)
+			h.says(wire.Standing{Role: r, Edition: edition}, h.n.m.self.Says().Edition)
+			leads(r <= wire.RolePrimary)
+			h.says(wire.Standing{Role: r, Edition: edition}, h.n.m.self.Says().Edition-1) // overtaken
+			leads(r <= wire.RolePrimary)
+			h.n.m.SetRole(h.now, wire.RoleBackup)
+			leads(false)
+		}
+		h.says(wire.Standing{Role: wire.RolePrimary, Edition: 20}, h.n.m.self.Says().Edition)
+		leads(true)
+		h.data(h.peer().expected+1, 1, 1, false)
+		leads(false) // one is missing
+		h.data(h.peer().expected-2, 2, 1, false)
+		leads(true)
+		h.at(10 * time.Second)
+		leads(false) // not heard
+		// A new session of its name has said nothing yet.
+		h.hello(wire.Greet{Session: h.n.session})
+		leads(true)
+		h.session++
+		h.meet()
+		h.bulk(1)
+		if v := h.peer().role; v.Standing != (wire.Standing{}) {
+			t.Errorf("a new session has the word of the one before: %+v", v)
 		}
 	}},
 	{"(4.1) A receiver expects the number after the last one. A message with the expected number is applied. A larger number, of whatever message, means that the numbers in between are missing; the message itself is applied.", func(t *testing.T) {
@@ -656,7 +782,14 @@ func (h *hand) receiveFrom(session uint64, b []byte) {
 	h.n.receive(h.now, &simDatagram{from: h.self, session: session, b: b})
 }
 
-func (h *hand) hello(greets ...wire.Greet) { h.receive(wire.AppendHello(nil, h.seq, "P", greets)) }
+func (h *hand) hello(greets ...wire.Greet) {
+	h.receive(wire.AppendHello(nil, h.seq, "P", wire.Standing{}, greets))
+}
+
+// says lets the peer say its role, and which one of ours it has heard of.
+func (h *hand) says(s wire.Standing, heard uint8) {
+	h.receive(wire.AppendHello(nil, h.seq, "P", s, []wire.Greet{{Session: h.n.session, Heard: heard}}))
+}
 
 func (h *hand) meet() {
 	h.t.Helper()

@@ -117,13 +117,13 @@ func (m *Machine) receiveHello(now monotime.Time, session uint64, msg *wire.Mess
 	if !p.met {
 		p.name = nameOf(&s.Name)
 	}
-	known := false
+	known, heard := false, uint8(0)
 	for i := range s.N {
 		g := &s.Greets[i]
 		if g.Session != m.cfg.Session {
 			continue
 		}
-		known = true
+		known, heard = true, g.Heard
 		p.knows = g.Challenge == [16]byte{}
 		if !p.knows {
 			p.theirs = g.Challenge
@@ -135,8 +135,10 @@ func (m *Machine) receiveHello(now monotime.Time, session uint64, msg *wire.Mess
 	if !known {
 		p.knows = false
 	}
-	if !p.met || !p.knows {
+	if p.met && p.role.Hear(s.Says, heard) || !p.met || !p.knows {
 		m.greet(now)
+	}
+	if !p.met || !p.knows {
 		return wire.Control
 	}
 	m.see(now, p, msg.Seq)

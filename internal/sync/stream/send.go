@@ -149,7 +149,7 @@ const (
 func (m *Machine) appendHello(now monotime.Time, b []byte) []byte {
 	m.greets = m.greets[:0]
 	for _, p := range m.peers {
-		g := wire.Greet{Session: p.session, Echo: p.theirs}
+		g := wire.Greet{Session: p.session, Echo: p.theirs, Heard: p.role.Edition}
 		if !p.met {
 			g.Challenge = p.challenge
 		}
@@ -161,7 +161,7 @@ func (m *Machine) appendHello(now monotime.Time, b []byte) []byte {
 	}
 	m.helloDue, m.lastHi = now.Add(helloInterval), now
 	m.Stats.HelloSent++
-	return wire.AppendHello(b, m.next, m.cfg.Name, m.greets)
+	return wire.AppendHello(b, m.next, m.cfg.Name, m.self.Says(), m.greets)
 }
 
 func (m *Machine) appendStatus(now monotime.Time, b []byte, p *peer) []byte {
