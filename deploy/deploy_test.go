@@ -3,6 +3,7 @@
 package deploy
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -143,11 +144,82 @@ func TestUnit(t *testing.T) {
 	}
 }
 
+// The drop-in tells the role by where the virtual address is, as long as that changes.
+func TestRole(t *testing.T) {
+	need(t, true, "ip", "systemd-analyze")
+	const file, key = "keepalived/role.conf", "ExecStartPost=-/bin/sh -c "
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, found := strings.Cut(string(b), key)
+	line, _, _ = strings.Cut(line, "\n")
+	script, quoted := strings.CutPrefix(strings.TrimSuffix(line, "'"), "'")
+	if !found || !quoted {
+		t.Fatalf("%s has no %s'…'", file, key)
+	}
+	ns := namespace(t)
+	dir := t.TempDir()
+	told := filepath.Join(dir, "told")
+	ip := func(what string) string { return "ip -n " + ns + " address " + what + " 198.51.100.1/24 dev eth0" }
+	// say runs the script beside a syncd that does something else too.
+	say := func(also string) (roles string, err error) {
+		os.Remove(told)
+		syncd := filepath.Join(dir, "syncd")
+		stub := "#!/bin/sh\necho $* >>" + told + "\n" + also + "\n"
+		if err := os.WriteFile(syncd, []byte(stub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		sh := strings.NewReplacer("$$", "$", "/usr/sbin/syncd", syncd).Replace(script)
+		err = run("ip", "netns", "exec", ns, "env", "VIRTUAL_ADDRESS=198.51.100.1", "/bin/sh", "-c", sh)
+		b, _ := os.ReadFile(told)
+		return string(b), err
+	}
+	for _, tt := range []struct{ name, also, want string }{
+		{"without the address", "", "ctl backup\n"},
+		{"the address comes", "[ $2 = primary ] || " + ip("add"), "ctl backup\nctl primary\n"},
+		{"with the address", "", "ctl primary\n"},
+		{"the address goes", "[ $2 = backup ] || " + ip("del"), "ctl primary\nctl backup\n"},
+	} {
+		if got, err := say(tt.also); err != nil || got != tt.want {
+			t.Errorf("%s: told %q, %v; want %q", tt.name, got, err, tt.want)
+		}
+	}
+	if got, err := say("exit 3"); err == nil || got != "ctl backup\n" {
+		t.Errorf("no daemon runs: told %q, %v", got, err)
+	}
+
+	// systemd takes it as it is.
+	units := t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := filepath.Join(units, "syncd.service")
+	text, err := os.ReadFile(altered(t, "systemd/syncd.service", "/usr/sbin/syncd", self))
+	if err == nil {
+		err = errors.Join(os.WriteFile(unit, text, 0o644), os.Mkdir(unit+".d", 0o755), os.WriteFile(unit+".d/role.conf", b, 0o644))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+	if err := os.WriteFile(unit+".d/role.conf", []byte(strings.ReplaceAll(string(b), "'", "")+"\""), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err == nil && len(out) == 0 {
+		t.Error("systemd-analyze does not read the drop-in, so the check is worth nothing")
+	}
+}
+
 // What the files say about the same thing is the same.
 func TestFilesAgree(t *testing.T) {
 	for file, words := range map[string][]string{
 		"systemd/syncd.service":      {"/usr/sbin/syncd run -c /etc/syncd/syncd.toml", "60-syncd.conf"},
-		"keepalived/keepalived.conf": {`"/usr/sbin/syncd ctl primary"`, `"/usr/sbin/syncd ctl backup"`, `"/usr/sbin/syncd ctl fault"`},
+		"keepalived/role.conf":       {"198.51.100.1", "/usr/sbin/syncd ctl"},
+		"keepalived/keepalived.conf": {"198.51.100.1/24", `"/usr/sbin/syncd ctl primary"`, `"/usr/sbin/syncd ctl backup"`, `"/usr/sbin/syncd ctl fault"`},
 		"sysctl.d/60-syncd.conf":     {"nf_conntrack_events = 1\n", "nf_conntrack_tcp_loose = 0\n"},
 		"nftables/sync-link.nft":     {`link_interface = "eth2"`, "link_port = 3780", "203.0.113.2"},
 		"../configs/syncd.toml":      {`interface = "eth2"`, "port = 3780", `peers = ["203.0.113.2"]`},
