@@ -9,13 +9,15 @@ import (
 
 	"go.uber.org/zap"
 
+	"syncd/internal/ctl"
 	"syncd/internal/monotime"
 )
 
 // readiness decides when this node may become primary: when it has all state of its
 // peers, proven, or when no peer lives, and in any case after a time limit. It
 // never goes back: what is missing later is repaired, and a node in charge must
-// not step down for it.
+// not step down for it. Nor must it because its daemon has started again: a node that is
+// primary is ready from the first moment, for as long as it is.
 type readiness struct {
 	ready bool
 	why   string
@@ -46,7 +48,20 @@ func judge(up, limit time.Duration, inSync, alone bool) (ready bool, why string)
 // watchReadiness keeps the track file, until the node is ready.
 func (d *Daemon) watchReadiness(ctx context.Context) error {
 	cfg := d.config()
-	if err := writeTrackFile(cfg.Ready.TrackFile, false); err != nil {
+	set := func(r readiness) error {
+		if err := writeTrackFile(cfg.Ready.TrackFile, r.ready); err != nil {
+			return err
+		}
+		d.mu.Lock()
+		d.readiness = r
+		d.mu.Unlock()
+		if r.ready {
+			d.log.Info("ready to become primary", zap.String("because", r.why))
+		}
+		return nil
+	}
+	now := d.inCharge()
+	if err := set(now); err != nil {
 		return err
 	}
 	tick := time.NewTicker(250 * time.Millisecond)
@@ -61,20 +76,32 @@ func (d *Daemon) watchReadiness(ctx context.Context) error {
 		if err != nil {
 			return nil // the daemon stops
 		}
+		next := d.inCharge()
 		ready, why := judge(monotime.Now().Sub(d.begun), cfg.Ready.Timeout, len(s.problems) == 0, s.alone)
-		if !ready {
-			continue
+		if ready {
+			next = readiness{true, why}
 		}
-		if err := writeTrackFile(cfg.Ready.TrackFile, true); err != nil {
-			return err
+		if next.ready != now.ready {
+			if err := set(next); err != nil {
+				return err
+			}
+			now = next
 		}
-		d.mu.Lock()
-		d.readiness = readiness{ready, why}
-		d.mu.Unlock()
-		d.log.Info("ready to become primary", zap.String("because", why))
-		<-ctx.Done()
-		return nil
+		if ready {
+			<-ctx.Done()
+			return nil
+		}
 	}
+}
+
+// inCharge is the readiness of a node of which nothing is known but its role.
+func (d *Daemon) inCharge() (r readiness) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.role == ctl.RolePrimary {
+		r = readiness{true, "it is primary"}
+	}
+	return r
 }
 
 // writeTrackFile writes the file that keepalived's track_file reads: 0 when the node
