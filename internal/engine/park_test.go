@@ -674,6 +674,7 @@ func TestParkedAndRestart(t *testing.T) {
 				for i := range 20 { // ended meanwhile
 					a.kernel.Destroy(newFlow(i).Orig, 0)
 				}
+				time.Sleep(100 * time.Millisecond) // or their owner may still tell of them, and of their end
 				if c.alone {
 					a.stop()
 				}
