@@ -78,18 +78,23 @@ func (d *Daemon) holdParker(ctx context.Context) (release func(), err error) {
 
 // adopt hands out entries of one owner that become this node's own with that: in the
 // first pass all that are in the kernel already, in the order in which they lie in the
-// cache, since for them no order is needed; the others as a commit does. It runs on the
-// loop.
+// cache, since for them no order is needed; the others as a commit does. What is this
+// node's own is compared with what the owner has told, as by a commit: it may be from
+// an earlier time in charge. It runs on the loop.
 func (s *externalSource) adopt(owner uint8, p commit.Pass, dst []commit.Entry) (n int) {
-	s.pos = s.engine.Adopt(owner, s.pos, walkSlots, func(f *flow.Flow, age time.Duration, parked, current bool) (want, more bool) {
+	s.pos = s.engine.Adopt(owner, s.pos, walkSlots, func(f *flow.Flow, a engine.Adoptable) (want, more bool) {
 		class := commit.PassOf(f)
 		switch {
-		case parked, class == p:
-		case class < p && age <= s.engine.Now().Sub(s.since):
+		case a.Ours: // in later passes, what the first one has adopted is too
+			if p != commit.PassEstablished {
+				return false, true
+			}
+		case a.Parked, class == p:
+		case class < p && a.Age <= s.engine.Now().Sub(s.since):
 		default:
 			return false, true
 		}
-		dst[n] = commit.Entry{Flow: *f, Age: age, Parked: parked, Current: current}
+		dst[n] = commit.Entry{Flow: *f, Age: a.Age, Parked: a.Parked && !a.Ours, Current: a.Current}
 		n++
 		return true, n < len(dst)
 	})

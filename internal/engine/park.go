@@ -592,13 +592,20 @@ func (e *Engine) SetOrphans(o OrphanPolicy) {
 	}
 }
 
+// Adoptable says of an entry what a takeover needs to know.
+type Adoptable struct {
+	Age     time.Duration // since its owner said so
+	Parked  bool          // it is in the kernel
+	Current bool          // and is there as its owner told it last
+	Ours    bool          // it is this node's own already; the kernel may have it as it was long ago
+}
+
 // Adopt makes entries of an owner this node's own: they enter the internal cache, and
 // the caller gives them timeouts in the kernel. It visits some slots from position
-// from on, and returns where to go on, 0 at the end. take gets an entry, how long ago
-// its owner said so, whether it is in the kernel, and whether it is there as its owner
-// told it last; it says whether it wants the entry, and more. For functions run by Do,
-// while the parker is held.
-func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *flow.Flow, age time.Duration, parked, current bool) (want, more bool)) flow.Handle {
+// from on, and returns where to go on, 0 at the end. take says whether it wants an
+// entry, and more. Those that are this node's own stay as they are. For functions run
+// by Do, while the parker is held.
+func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *flow.Flow, a Adoptable) (want, more bool)) flow.Handle {
 	o, f := e.replica.of(owner), &e.scratch
 	return o.cache.Walk(from, slots, func(h flow.Handle) bool {
 		flags := o.cache.Flags(h)
@@ -607,13 +614,13 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 		}
 		key := o.cache.Key(h)
 		ih := e.internal.Lookup(&key)
-		if ih != 0 && !e.gone(ih) {
-			return true
+		a := Adoptable{
+			Age: e.now.Sub(o.cache.Updated(h)), Ours: ih != 0 && !e.gone(ih),
+			Parked: flags&extParked != 0, Current: o.due.In(h) == 0,
 		}
 		o.cache.Load(h, f)
-		age := e.now.Sub(o.cache.Updated(h))
-		want, more := take(f, age, flags&extParked != 0, o.due.In(h) == 0)
-		if !want {
+		want, more := take(f, a)
+		if !want || a.Ours {
 			return more
 		}
 		e.unpark(&key)
@@ -622,7 +629,7 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 		}
 		f.Has &^= flow.HasID
 		if f.Has&flow.HasTimeout != 0 {
-			f.Timeout = f.Remaining(age)
+			f.Timeout = f.Remaining(a.Age)
 		}
 		if ih, replace := e.own(ih, f, 0); ih != 0 {
 			e.Stats.Adopted++

@@ -485,8 +485,10 @@ func (d *node) adopt() {
 	d.do(func() {
 		for _, o := range d.replica.Owners() {
 			for pos, more := flow.Handle(0), true; more; more = pos != 0 {
-				pos = d.Adopt(o, pos, 64, func(f *flow.Flow, _ time.Duration, _, _ bool) (bool, bool) {
-					flows = append(flows, *f)
+				pos = d.Adopt(o, pos, 64, func(f *flow.Flow, a Adoptable) (bool, bool) {
+					if !a.Ours {
+						flows = append(flows, *f)
+					}
 					return true, true
 				})
 			}
@@ -590,6 +592,48 @@ func TestYieldOfTheFirstDump(t *testing.T) {
 		wantParked(t, a, b)
 		if own := a.internalTable(); len(own) > 0 {
 			t.Errorf("%d flows were not yielded", len(own))
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// What is this node's own at a takeover, and an owner has too, is handed out to be
+// compared with what the kernel has, and stays as it is.
+func TestAdoptWhatIsOurs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 0, 10)
+		b.create(t, 0, 4) // from an earlier time in charge
+		a.kernel.Update(newFlow(0).Orig, 0, func(f *flow.Flow) { f.Mark, f.Has = 7, f.Has|flow.HasMark })
+		time.Sleep(settled)
+		own := b.internalTable()
+		got := map[flow.Tuple]Adoptable{}
+		b.do(func() {
+			for pos, more := flow.Handle(0), true; more; more = pos != 0 {
+				pos = b.Adopt(onlyPeer, pos, 64, func(f *flow.Flow, x Adoptable) (bool, bool) {
+					if got[f.Orig] = x; f.Orig == newFlow(0).Orig && f.Mark != 7 {
+						t.Errorf("handed out with mark %d, not as its owner has it", f.Mark)
+					}
+					return x.Ours, true
+				})
+			}
+		})
+		ours := 0
+		for k, x := range got {
+			if _, there := own[k]; x.Ours != there || x.Parked == there {
+				t.Errorf("%v: %+v, ours %v", k, x, there)
+			}
+			if x.Ours {
+				ours++
+			}
+		}
+		if len(got) != 10 || ours != 4 {
+			t.Errorf("%d handed out, %d of them ours; want 10 and 4", len(got), ours)
+		}
+		wantTable(t, "the internal cache", b.internalTable(), own)
+		if n := b.stats().Adopted; n != 0 {
+			t.Errorf("%d adopted", n)
 		}
 		a.stop()
 		b.stop()
