@@ -106,7 +106,11 @@
 //	this node is not in charge          what another node has is yielded to it, at once or
 //	                                    when it tells of it: parked, and, in the syncd
 //	                                    dialect, told to the peers as ended here; not if
-//	                                    traffic passed it since
+//	                                    traffic passed it since, and, in conntrackd's
+//	                                    dialect, not to one that has said nothing of it
+//	                                    since this node took over
+//	this node is put in charge, ours    compared with what its owner told: it may be from an
+//	already                             earlier time in charge
 //	table full                          absent, tried again now and then
 //
 // Expectations are parked after their masters, with the timeout that they have on their

@@ -35,6 +35,7 @@ type parking struct {
 	sent    monotime.Time // when something was sent while it is held
 	onHeld  func()        // called once nothing flies
 	passive bool          // this node is not in charge: its own entries may be yielded
+	charged monotime.Time // when it had taken over last, 0 for never
 
 	yielding bool // the internal cache is being walked
 	yieldPos flow.Handle
@@ -526,7 +527,9 @@ func (e *Engine) HoldPark(fn func()) {
 			fn()
 		}
 	case fn == nil:
-		p.held, p.onHeld = false, nil
+		if p.held, p.onHeld = false, nil; !p.passive {
+			p.charged = e.now
+		}
 	default:
 		p.held, p.onHeld = true, fn
 		p.checkHeld()
@@ -669,12 +672,18 @@ func (e *Engine) yieldSome() bool {
 }
 
 // yield gives entry h of the internal cache to the owner of the external entry eh: it
-// is theirs, and parked, from now on. It does not if the two are different flows.
+// is theirs, and parked, from now on. It does not if the two are different flows, or if
+// the kernel does not let the timeout be changed; nor, in conntrackd's dialect, which
+// tells no roles, if the owner has said nothing since this node took over: what it has
+// is of before. What stays is purged as any remnant.
 func (e *Engine) yield(h flow.Handle, o *owned, eh flow.Handle) bool {
 	p := e.park
+	if !e.cfg.Mirror && p.charged != 0 && !p.charged.Before(o.cache.Updated(eh)) {
+		return false
+	}
 	e.internal.Load(h, &p.was)
 	o.cache.Load(eh, &p.is)
-	if p.was.Reply != p.is.Reply {
+	if p.was.Reply != p.is.Reply || p.was.Status&flow.StatusFixedTimeout != 0 {
 		return false
 	}
 	p.mark(o, eh, true)

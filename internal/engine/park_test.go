@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"syncd/internal/cache"
 	"syncd/internal/commit"
 	"syncd/internal/flow"
 	"syncd/internal/simnet"
@@ -131,6 +132,9 @@ func (p *simParker) do(q *simRequest) unix.Errno {
 		const sticky = flow.StatusSeenReply | flow.StatusAssured
 		if f.Has&flow.HasStatus != 0 && (have.Status&^f.Status&sticky != 0 || (have.Status^f.Status)&flow.StatusExpected != 0) {
 			return unix.EBUSY
+		}
+		if f.Has&flow.HasTimeout != 0 && have.Status&flow.StatusFixedTimeout != 0 {
+			return unix.EPERM
 		}
 		p.kernel.Update(have.Orig, parkPort, func(h *flow.Flow) {
 			was := *h
@@ -596,6 +600,95 @@ func TestYieldOfTheFirstDump(t *testing.T) {
 		a.stop()
 		b.stop()
 	})
+}
+
+// A node that is told not to be in charge any more does not yield to what another one
+// still has of before, but to what that says from then on. conntrackd's dialect has no roles,
+// so the time of what was said must do.
+func TestYieldToRemnants(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		nodes := 0
+		second := func(cfg *Config) {
+			if nodes++; nodes == 2 {
+				withParker(cfg)
+			}
+		}
+		_, a, b := pair(t, second)
+		other := func(d *node, owner int) table { // what d has of the other one
+			return d.cacheTable(func() *cache.Cache { return d.replica.list[owner].cache })
+		}
+		const flows = 40
+		a.create(t, 0, flows)
+		time.Sleep(settled)
+		b.adopt()
+		b.do(b.Mode().Bulk)
+		a.mark() // told not to be in charge: what it has is of before
+		time.Sleep(settled)
+		if n := len(other(a, 0)); n != flows {
+			t.Fatalf("the new one has told %d of %d flows", n, flows)
+		}
+		b.do(func() { b.SetPassive(true); b.RequestKernelSync() })
+		time.Sleep(2 * settled)
+		if s, own, told := b.stats(), len(b.internalTable()), len(other(a, 0)); s.Yielded != 0 || own != flows || told != flows {
+			t.Errorf("yielded %d to what the other one has of before: own %d, told %d", s.Yielded, own, told)
+		}
+
+		// The other one commits, and tells.
+		for i := range flows {
+			a.kernel.Update(newFlow(i).Orig, commitPort, func(f *flow.Flow) { f.Mark, f.Has = 5, f.Has|flow.HasMark })
+		}
+		a.slices(a.ForgetRemnants)
+		time.Sleep(settled)
+		a.do(a.Mode().Bulk)
+		time.Sleep(2 * settled)
+		wantParked(t, b, a)
+		if own := len(b.internalTable()); own != 0 {
+			t.Errorf("%d of %d were not yielded", own, flows)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
+// What has a timeout that nobody can change, as a tunnel after a takeover, cannot be
+// parked as it is: it stays this node's own until the purge removes it, and is parked
+// then.
+func TestYieldFixedTimeout(t *testing.T) {
+	dialects := []func(*testing.T, ...func(*Config)) (*simnet.Network, *node, *node){pair, mirrorPair}
+	for _, pair := range dialects {
+		bubble(t, func(t *testing.T) {
+			_, a, b := pair(t, withParker)
+			f := newFlow(1)
+			f.Timeout, f.Status = 86400, flow.StatusFixedTimeout
+			a.kernel.Create(f, 0)
+			a.create(t, 2, 4)
+			time.Sleep(settled)
+			b.adopt()
+			b.do(b.Mode().Bulk)
+			time.Sleep(settled)
+			a.do(func() { a.SetPassive(true) })
+			a.mark()
+			time.Sleep(settled)
+			a.do(a.RequestKernelSync)
+			time.Sleep(settled)
+			if parked, others := a.parked(); len(parked) != 2 || len(others) != 1 || len(a.internalTable()) != 1 {
+				t.Errorf("%d parked, %d others, %d own", len(parked), len(others), len(a.internalTable()))
+			}
+			if n := a.count(false); n.All != 1 || n.Held != 1 {
+				t.Errorf("no remnant for the purge: %+v", n)
+			}
+			a.kernel.Destroy(f.Orig, purgePort)
+			time.Sleep(settled)
+			if parked, others := a.parked(); len(parked) != 3 || len(others) != 0 || len(a.internalTable()) != 0 {
+				t.Errorf("after the purge: %d parked, %d others, %d own", len(parked), len(others), len(a.internalTable()))
+			}
+			if others := len(b.internalTable()); others != 3 {
+				t.Errorf("the new owner has %d flows", others)
+			}
+			a.stop()
+			b.stop()
+		})
+	}
 }
 
 // What is this node's own at a takeover, and an owner has too, is handed out to be
