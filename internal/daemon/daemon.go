@@ -204,6 +204,10 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 		MarkMask:      cfg.Filter.MarkMask,
 		ParkedBefore:  d.parkedBefore,
 	}
+	if d.box != nil { // conntrackd's dialect has no roles
+		ecfg.Leads = func(owner uint8) (leads, known bool) { return d.mode.leads(owner) }
+		ecfg.Led = d.purgeSooner
+	}
 	if d.parks != nil {
 		ecfg.Parker = &parker{d, d.parks}
 		if d.box != nil {

@@ -33,9 +33,8 @@ type mode interface {
 	setDeadAfter(time.Duration)
 	// setRole changes the role that peers are told, where they are told one.
 	setRole(wire.Role)
-	// leads reports whether an owner may be in charge, by its own word; true where peers
-	// tell no roles.
-	leads(owner uint8) bool
+	// leads is engine.Config.Leads.
+	leads(owner uint8) (leads, known bool)
 }
 
 // newMode builds the configured mode in the configured dialect.

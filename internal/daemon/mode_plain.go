@@ -34,8 +34,8 @@ func (o onePeer) addOwner(name string) uint8 {
 func (o onePeer) gone() []uint8 { return o.e.Replica().Owners() }
 
 // conntrackd's dialect has no roles.
-func (o onePeer) setRole(wire.Role) {}
-func (o onePeer) leads(uint8) bool  { return true }
+func (o onePeer) setRole(wire.Role)               {}
+func (o onePeer) leads(uint8) (leads, known bool) { return true, true }
 
 // ownerName returns the address at which the peer is heard, or else where it is
 // expected.

@@ -21,11 +21,11 @@ type streamMode struct {
 	m *stream.Machine
 }
 
-func (o *streamMode) ownerName(owner uint8) string { return o.m.OwnerName(owner) }
-func (o *streamMode) addOwner(name string) uint8   { return o.m.AddOwner(name) }
-func (o *streamMode) setDeadAfter(d time.Duration) { o.m.SetDeadAfter(d) }
-func (o *streamMode) setRole(r wire.Role)          { o.m.SetRole(o.e.Now(), r) }
-func (o *streamMode) leads(owner uint8) bool       { return o.m.Leads(o.e.Now(), owner) }
+func (o *streamMode) ownerName(owner uint8) string          { return o.m.OwnerName(owner) }
+func (o *streamMode) addOwner(name string) uint8            { return o.m.AddOwner(name) }
+func (o *streamMode) setDeadAfter(d time.Duration)          { o.m.SetDeadAfter(d) }
+func (o *streamMode) setRole(r wire.Role)                   { o.m.SetRole(o.e.Now(), r) }
+func (o *streamMode) leads(owner uint8) (leads, known bool) { return o.m.Leads(o.e.Now(), owner) }
 
 func (o *streamMode) gone() []uint8 {
 	alive := map[uint8]bool{}
@@ -196,8 +196,10 @@ func (o *sealedNotrackMode) ownerName(owner uint8) string { return o.m.OwnerName
 func (o *sealedNotrackMode) addOwner(name string) uint8   { return o.m.AddOwner(name) }
 func (o *sealedNotrackMode) setDeadAfter(d time.Duration) { o.m.SetDeadAfter(d) }
 func (o *sealedNotrackMode) setRole(r wire.Role)          { o.m.SetRole(o.e.Now(), r) }
-func (o *sealedNotrackMode) leads(owner uint8) bool       { return o.m.Leads(o.e.Now(), owner) }
-func (o *sealedNotrackMode) gone() []uint8                { return goneBestEffort(o.e, o.peers()) }
+func (o *sealedNotrackMode) leads(owner uint8) (leads, known bool) {
+	return o.m.Leads(o.e.Now(), owner)
+}
+func (o *sealedNotrackMode) gone() []uint8 { return goneBestEffort(o.e, o.peers()) }
 
 func (o *sealedNotrackMode) peers() (peers []bestEffortPeer) {
 	for _, p := range o.m.Peers(o.e.Now()) {
@@ -229,12 +231,12 @@ type sealedAlarmMode struct {
 	m *alarm.Syncd
 }
 
-func (o *sealedAlarmMode) ownerName(owner uint8) string { return o.m.OwnerName(owner) }
-func (o *sealedAlarmMode) addOwner(name string) uint8   { return o.m.AddOwner(name) }
-func (o *sealedAlarmMode) setDeadAfter(d time.Duration) { o.m.SetDeadAfter(d) }
-func (o *sealedAlarmMode) setRole(r wire.Role)          { o.m.SetRole(o.e.Now(), r) }
-func (o *sealedAlarmMode) leads(owner uint8) bool       { return o.m.Leads(o.e.Now(), owner) }
-func (o *sealedAlarmMode) gone() []uint8                { return goneBestEffort(o.e, o.peers()) }
+func (o *sealedAlarmMode) ownerName(owner uint8) string          { return o.m.OwnerName(owner) }
+func (o *sealedAlarmMode) addOwner(name string) uint8            { return o.m.AddOwner(name) }
+func (o *sealedAlarmMode) setDeadAfter(d time.Duration)          { o.m.SetDeadAfter(d) }
+func (o *sealedAlarmMode) setRole(r wire.Role)                   { o.m.SetRole(o.e.Now(), r) }
+func (o *sealedAlarmMode) leads(owner uint8) (leads, known bool) { return o.m.Leads(o.e.Now(), owner) }
+func (o *sealedAlarmMode) gone() []uint8                         { return goneBestEffort(o.e, o.peers()) }
 
 func (o *sealedAlarmMode) peers() (peers []bestEffortPeer) {
 	for _, p := range o.m.Peers(o.e.Now()) {

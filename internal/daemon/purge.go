@@ -208,6 +208,26 @@ func (d *Daemon) schedulePass(p *purge, wait time.Duration) {
 	})
 }
 
+// purgeSooner brings the next look for remnants forward, since another peer leads that
+// may have them. Called on the loop.
+func (d *Daemon) purgeSooner() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.purge
+	if p == nil || p.primary {
+		return
+	}
+	now := monotime.Now()
+	// Once the timer has been stopped no pass runs, and p is nobody else's.
+	if wait := p.after / 2; p.due.Sub(now) > wait && p.timer.Stop() {
+		if p.short > 0 { // the pass that ends what has begun
+			wait = p.due.Sub(now)
+		}
+		p.due = now.Add(wait)
+		p.timer.Reset(wait)
+	}
+}
+
 // stopPurge cancels the purge that is under way and returns it, nil if there is none.
 func (d *Daemon) stopPurge() *purge {
 	d.mu.Lock()

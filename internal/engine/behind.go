@@ -276,7 +276,7 @@ func (e *Engine) forgo(h flow.Handle) {
 	held := e.replica.holds(&key)
 	switch {
 	case ended:
-	case held && age >= behindHeld:
+	case held && age >= behindHeld && e.carried(&key):
 	case age >= min(behindKeep, time.Duration(e.internal.Timeout(h))*time.Second) && age >= behindLook:
 		// Behind for good: the address has not become anybody's, or nothing was told of it.
 	default:

@@ -21,11 +21,12 @@ func mirrorPair(t *testing.T, options ...func(*Config)) (n *simnet.Network, a, b
 			cfg.Mirror, cfg.Sealer = true, named(session)
 			cfg.NewMode = func(e *Engine) Mode {
 				return stream.New(stream.Config{
-					Name: name, Session: session, FirstSeq: 1000,
+					Name: name, Session: uint64(cfg.Sealer.(named)), FirstSeq: 1000,
 					Random: func(b []byte) { binary.BigEndian.PutUint64(b[:8], words.Uint64()|1) },
 				}, e, e.Replica())
 			}
 		})...)
+		d.cfg.Leads = d.leads
 		d.start()
 		return d
 	}

@@ -317,6 +317,7 @@ func runCluster(t *testing.T, seed uint64, flaw flaw, options ...func(*cluster))
 				if seed%2 == 0 {
 					cfg.Fetch = k.Fetch
 				}
+				cfg.Leads = func(owner uint8) (leads, known bool) { return m.Machine.Leads(m.now, owner) }
 				if c.parks {
 					cfg.Parker = &simParker{kernel: k}
 					if r.IntN(4) > 0 { // as the real listener does it
@@ -472,7 +473,7 @@ func (c *cluster) trouble(m *member) {
 		return
 	}
 	if c.parks && r.IntN(3) == 0 {
-		m.on(func() { m.SetPassive(r.IntN(2) == 0) })
+		c.role(m)
 		return
 	}
 	switch r.IntN(16) {

@@ -103,8 +103,9 @@
 //	became ours meanwhile               parker's events but for deletions stay away
 //	this node is put in charge          adopted: ours at once, before the kernel has given
 //	                                    it the timeout of its state
-//	this node is not in charge          what another node has is yielded to it, at once or
-//	                                    when it tells of it: parked, and, in the syncd
+//	this node is not in charge          what another node has is yielded to it, at once,
+//	                                    when it tells of it, or, in the syncd dialect, when
+//	                                    it leads (lead.go): parked, and, in the syncd
 //	                                    dialect, told to the peers as ended here; not if
 //	                                    traffic passed it since, and, in conntrackd's
 //	                                    dialect, not to one that has said nothing of it

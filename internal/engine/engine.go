@@ -117,7 +117,12 @@ type Config struct {
 	Parker        Parker         // nil: what peers have stays out of the kernel until it is committed
 	ParkedBefore  bool           // without a Parker: entries as one leaves them are from an earlier life with one, and not ours
 	Gone          func() []uint8 // owners of which nobody will tell the end; nil: all once the peer is silent. Called on the loop
-	Mirror        bool           // the syncd dialect: peers hold exactly the internal cache, own changes are replicated too
+	// Leads reports whether an owner may be in charge, by its own word, and whether what
+	// is held of it is known to be what it has. nil: both of every owner. Led is told that
+	// another one leads while this node stands by; it may be nil. Called on the loop.
+	Leads  func(owner uint8) (leads, known bool)
+	Led    func()
+	Mirror bool // the syncd dialect: peers hold exactly the internal cache, own changes are replicated too
 }
 
 // Engine is the loop and what it owns. All fields below the first group belong to
@@ -145,6 +150,7 @@ type Engine struct {
 	peer     peerSync
 	park     *parking // nil without Config.Parker
 	behind   behind
+	lead     lead
 	remnants bool        // there may be remnants
 	standby  bool        // this node is not in charge, and has remnants from when it was
 	full     bool        // an event was refused for want of room in the internal cache
@@ -459,6 +465,9 @@ func (e *Engine) slice(ctx context.Context) bool {
 	}
 	if e.behindWork() {
 		more = true
+	}
+	if e.cfg.Leads != nil && (e.standby || e.park != nil && e.park.passive) {
+		e.lookLeads()
 	}
 	if e.park != nil && e.parkSome() {
 		more = true

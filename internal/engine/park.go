@@ -37,8 +37,11 @@ type parking struct {
 	passive bool          // this node is not in charge: its own entries may be yielded
 	charged monotime.Time // when it had taken over last, 0 for never
 
-	yielding bool // the internal cache is being walked
-	yieldPos flow.Handle
+	yielding   bool // the internal cache is being walked
+	yieldPos   flow.Handle
+	marking    bool          // by the first walk, which says what may be yielded
+	yieldAgain bool          // another walk is due, since another peer leads
+	yieldAt    monotime.Time // not before
 
 	orphans  OrphanPolicy  // for the dumps that begin from now on
 	dumping  OrphanPolicy  // for the one that runs
@@ -89,8 +92,9 @@ const (
 	touchedPause = time.Minute
 	// While entries are adopted by the hundred thousand, telling of them waits but for a
 	// burst now and then: peers should not think that this node is dead.
-	heldSend = 50 * time.Millisecond
-	goneFor  = time.Second // how long an answer of Config.Gone is good for
+	heldSend   = 50 * time.Millisecond
+	yieldPause = time.Second // between two walks in search of what can be yielded
+	goneFor    = time.Second // how long an answer of Config.Gone is good for
 )
 
 // OrphanPolicy says what becomes of parked entries that no peer has.
@@ -223,11 +227,11 @@ func (r *Replica) holders(t *flow.Tuple, fn func(o *owned, h flow.Handle)) {
 }
 
 // latest returns the entry that was last heard of among those of the flow t that have
-// not ended here.
-func (r *Replica) latest(t *flow.Tuple) (o *owned, h flow.Handle) {
-	for _, x := range r.list {
+// not ended here; of those whose owner carries the flow, if carriers alone are asked for.
+func (e *Engine) latest(t *flow.Tuple, carriers bool) (o *owned, h flow.Handle) {
+	for _, x := range e.replica.list {
 		eh := x.cache.Lookup(t)
-		if eh == 0 || x.cache.Flags(eh)&extEnded != 0 {
+		if eh == 0 || x.cache.Flags(eh)&extEnded != 0 || carriers && !e.carries(x, eh, t) {
 			continue
 		}
 		if h == 0 || o.cache.Updated(h).Before(x.cache.Updated(eh)) {
@@ -261,7 +265,7 @@ func (e *Engine) ours(t *flow.Tuple) bool {
 // parkSome does a part of what there is to do about the kernel's entries for the flows
 // of peers, and reports whether some is left.
 func (e *Engine) parkSome() (more bool) {
-	if e.park.yielding && e.kernel.first && e.yieldSome() {
+	if e.yieldDue() && e.yieldSome() {
 		more = true
 	}
 	if e.walkParked() {
@@ -319,6 +323,9 @@ func (p *parking) dueAt(first bool) monotime.Time {
 		return 0
 	}
 	due := monotime.Earliest(monotime.Earliest(p.refresh, p.look), p.again)
+	if p.yieldAgain {
+		due = monotime.Earliest(due, p.yieldAt)
+	}
 	if !p.held && len(p.free) > 0 {
 		due = monotime.Earliest(due, p.at)
 	}
@@ -403,7 +410,7 @@ func (e *Engine) parkRequest(o *owned, h flow.Handle, it *flow.Park) bool {
 	case e.gone(ih): // left behind here, and taken over there
 		e.drop(ih)
 	default:
-		if !p.passive || e.internal.Flags(ih)&flagYields == 0 || !e.yield(ih, o, h) {
+		if !p.passive || e.internal.Flags(ih)&flagYields == 0 || !e.carries(o, h, &key) || !e.yield(ih, o, h) {
 			p.mark(o, h, false)
 			return false
 		}
@@ -648,26 +655,46 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 // node carries, its own entries from before first. For functions run by Do.
 func (e *Engine) SetPassive(passive bool) {
 	if p := e.park; p != nil {
-		p.passive, p.yielding, p.yieldPos = passive, passive, 0
+		p.passive, p.yielding, p.marking, p.yieldPos = passive, passive, passive, 0
+		p.yieldAgain = false
 	}
+	e.forgetLeads()
 }
 
-// yieldSome visits some entries of the internal cache: those that another node has are
-// yielded, the others when one tells of them, unless traffic passes them until then.
+// yieldDue reports whether there is something of a walk to do.
+func (e *Engine) yieldDue() bool {
+	p := e.park
+	if !p.yielding && p.yieldAgain && e.now >= p.yieldAt {
+		p.yielding, p.yieldPos = true, 0
+		p.yieldAgain, p.yieldAt = false, e.now.Add(yieldPause)
+	}
+	return p.yielding && e.kernel.first
+}
+
+// yieldSome visits some entries of the internal cache: those that another node carries are
+// yielded, the others when one tells of them or leads, unless traffic passes them until
+// then.
 func (e *Engine) yieldSome() bool {
 	p := e.park
 	p.yieldPos = e.internal.Walk(p.yieldPos, sweepSlots, func(h flow.Handle) bool {
 		if e.gone(h) || e.internal.IsExpect(h) {
 			return true // an expectation ends with its master
 		}
-		e.internal.SetFlags(h, flagYields, 0)
+		switch {
+		case p.marking:
+			e.internal.SetFlags(h, flagYields, 0)
+		case e.internal.Flags(h)&flagYields == 0:
+			return true
+		}
 		key := e.internal.Key(h)
-		if o, eh := e.replica.latest(&key); eh != 0 && e.yield(h, o, eh) {
+		if o, eh := e.latest(&key, true); eh != 0 && e.yield(h, o, eh) {
 			p.due(o, eh)
 		}
 		return true
 	})
-	p.yielding = p.yieldPos != 0
+	if p.yieldPos == 0 {
+		p.yielding, p.marking = false, false
+	}
 	return p.yielding
 }
 
@@ -701,7 +728,7 @@ func (e *Engine) whole(ev *flow.Event) *flow.Flow {
 	if e.park == nil || ev.Kind != flow.EventUpdate {
 		return &ev.Flow
 	}
-	o, h := e.replica.latest(&ev.Flow.Orig)
+	o, h := e.latest(&ev.Flow.Orig, false)
 	if h == 0 {
 		return &ev.Flow
 	}

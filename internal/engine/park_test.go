@@ -14,6 +14,7 @@ import (
 	"syncd/internal/commit"
 	"syncd/internal/flow"
 	"syncd/internal/simnet"
+	"syncd/internal/wire"
 )
 
 // simParker is the real parker on a simulated kernel.
@@ -1224,6 +1225,19 @@ func (m *member) gone() (gone []uint8) {
 		}
 	}
 	return gone
+}
+
+// role gives a member a role, at random. One that is primary does not always say so.
+func (c *cluster) role(m *member) {
+	if c.r.IntN(2) == 0 {
+		m.on(func() {
+			m.Machine.SetRole(m.now, wire.RoleBackup+wire.Role(c.r.IntN(2)))
+			m.SetPassive(true)
+		})
+		return
+	}
+	c.adopt(m)
+	m.on(func() { m.Machine.SetRole(m.now, wire.Role(c.r.IntN(2))) })
 }
 
 // adopt is a takeover by a member.

@@ -100,7 +100,7 @@ func (e *Engine) deliver(d wire.Delivery, m *wire.Message) {
 	full := o != nil && o.full
 	out := e.replica.apply(d, m, e.now)
 	if m.Type == wire.CTDel && (e.remnants || e.behind.some) && out != ignored {
-		e.endedElsewhere(&m.Flow.Orig)
+		e.endedElsewhere(&m.Flow.Orig, d.Owner)
 	}
 	switch out {
 	case refused:

@@ -9,9 +9,9 @@ import (
 // (or took charge again), and that no event of traffic has confirmed since. What is to
 // become of it depends on what the peers say:
 //
-//   - a peer has it, or told of its end: it lives elsewhere, or nowhere. Unless traffic
-//     passes here all the same, its entry is to end.
-//   - no peer has ever had it: nobody took over, and this copy may be the only one.
+//   - a peer that leads has it, or told of its end: it lives elsewhere, or nowhere. Unless
+//     traffic passes here all the same, its entry is to end.
+//   - no such peer has ever had it: nobody took over, and this copy may be the only one.
 //
 // The kernel emits no event for traffic that only refreshes a timeout. So whoever
 // purges gives remnants a short timeout and looks later which are still there: those
@@ -48,12 +48,14 @@ func (e *Engine) replaceFlow(h flow.Handle, f *flow.Flow) {
 // Remnants counts flows that are remnants.
 type Remnants struct {
 	All   int
-	Held  int // a peer has it
-	Ended int // a peer told of its end
+	Held  int // a peer carries it
+	Ended int // a peer told of its end that led then
 	Short int // was given a short timeout
 
 	Behind     int // others, which were left behind
-	BehindHeld int // of these, those that a peer has or has ended
+	BehindHeld int // of these, those that a peer carries or has ended
+
+	Unled bool // no peer leads
 }
 
 // TakenOver reports whether a peer seems to have taken over from this node: it has, or
@@ -61,7 +63,7 @@ type Remnants struct {
 // nobody's.
 func (r *Remnants) TakenOver() bool {
 	taken := r.Held + r.Ended + r.BehindHeld
-	return taken > 0 && 2*taken >= r.All+r.Behind
+	return !r.Unled && taken > 0 && 2*taken >= r.All+r.Behind
 }
 
 // The methods below are for functions run by Do. Those that return a handle do a part
@@ -71,6 +73,9 @@ func (r *Remnants) TakenOver() bool {
 // later. What peers told of the end of one that was
 // left behind still holds.
 func (e *Engine) MarkRemnants(from flow.Handle) flow.Handle {
+	if from == 0 {
+		e.lead.since = false
+	}
 	e.remnants, e.standby = true, true
 	return e.internal.Walk(from, sweepSlots, func(h flow.Handle) bool {
 		switch {
@@ -100,11 +105,12 @@ func (e *Engine) ForgetRemnants(from flow.Handle) flow.Handle {
 }
 
 // CountRemnants adds to n. With keep, this node is in charge again: those that a peer has
-// are made ordinary flows, since it has taken them over.
+// are made ordinary flows, since it has taken them over, whatever that one's role.
 func (e *Engine) CountRemnants(from flow.Handle, n *Remnants, keep bool) flow.Handle {
 	if !e.remnants {
 		return 0
 	}
+	n.Unled = !e.led(keep)
 	if keep {
 		e.standby = false
 		e.behind.look = monotime.Earliest(e.behind.look, e.now) // what has ended can go
@@ -115,9 +121,10 @@ func (e *Engine) CountRemnants(from flow.Handle, n *Remnants, keep bool) flow.Ha
 			return true
 		}
 		key := e.internal.Key(h)
+		held := e.carried(&key) || keep && e.replica.holds(&key)
 		if e.gone(h) {
 			n.Behind++
-			if standing&standEnded != 0 || e.replica.holds(&key) {
+			if standing&standEnded != 0 || held {
 				n.BehindHeld++
 			}
 			return true
@@ -126,7 +133,7 @@ func (e *Engine) CountRemnants(from flow.Handle, n *Remnants, keep bool) flow.Ha
 		if standing&standShort != 0 {
 			n.Short++
 		}
-		switch held := e.replica.holds(&key); {
+		switch {
 		case held:
 			n.Held++
 			if keep {
@@ -141,7 +148,7 @@ func (e *Engine) CountRemnants(from flow.Handle, n *Remnants, keep bool) flow.Ha
 
 // RemnantRule says which remnants are to end.
 type RemnantRule struct {
-	All      bool // also those of which no peer says anything: a peer has taken over
+	All      bool // also those of which no peer says anything: a peer has taken over, and leads
 	Outlived bool // none; those that were given a short timeout before have had their time
 	Primary  bool // this node is primary again: what does not end is its own
 }
@@ -174,10 +181,9 @@ func (e *Engine) JudgeRemnant(f *flow.Flow, rule RemnantRule) RemnantVerdict {
 	case standing&standShort != 0 || !e.filter.Match(f):
 		return RemnantStays
 	}
-	held := e.replica.holds(&f.Orig)
-	ends := rule.All || held || standing&standEnded != 0
+	ends := rule.All && e.led(false) || standing&standEnded != 0 || e.carried(&f.Orig)
 	if rule.Primary {
-		ends = !held && (rule.All || standing&standEnded != 0)
+		ends = !e.replica.holds(&f.Orig) && (rule.All || standing&standEnded != 0)
 	}
 	switch {
 	case ends:
@@ -189,9 +195,10 @@ func (e *Engine) JudgeRemnant(f *flow.Flow, rule RemnantRule) RemnantVerdict {
 	return RemnantStays
 }
 
-// endedElsewhere notes that a peer told of the end of a flow.
-func (e *Engine) endedElsewhere(key *flow.Tuple) {
-	if h := e.internal.Lookup(key); h != 0 && !e.internal.Dead(h) && e.standing(h)&(standRemnant|standGone) != 0 {
+// endedElsewhere notes that a peer told of the end of a flow. Of one that does not lead it
+// says no more than that this peer has none any more.
+func (e *Engine) endedElsewhere(key *flow.Tuple, owner uint8) {
+	if h := e.internal.Lookup(key); h != 0 && !e.internal.Dead(h) && e.standing(h)&(standRemnant|standGone) != 0 && e.leads(owner) {
 		e.setStanding(h, standEnded, 0)
 	}
 }

@@ -289,9 +289,32 @@ func TestSyncdRole(t *testing.T) {
 		msg.Sync.Says.Edition++
 		msg.Sync.Greets[0] = wire.Greet{Session: ours, Heard: 2}
 		m.Receive(now, theirs, &msg)
-		if p := m.Peers(now)[0]; p.Role != role || m.Leads(now, p.Owner) != (role == wire.RolePrimary) {
-			t.Errorf("%+v leads: %v", p, m.Leads(now, p.Owner))
+		p := m.Peers(now)[0]
+		if leads, known := m.Leads(now, p.Owner); p.Role != role || leads != (role == wire.RolePrimary) || known {
+			t.Errorf("%+v leads: %v, known: %v", p, leads, known)
 		}
+	}
+}
+
+// Of what was held of a peer before it was heard, all that it does not have any more has
+// expired after a while.
+func TestSyncdKnown(t *testing.T) {
+	m := newSyncd(full(0), time.Minute)
+	now := monotime.Time(1)
+	for at := range 40 { // s
+		greet(m, now, 100, true)
+		if leads, known := m.Leads(now, 1); !leads || known != (at >= 16) {
+			t.Errorf("after %d s: leads %v, known %v", at, leads, known)
+		}
+		now = now.Add(time.Second)
+	}
+	now = now.Add(10 * time.Second)
+	if leads, known := m.Leads(now, 1); leads || known {
+		t.Error("a silent peer leads")
+	}
+	greet(m, now, 100, true)
+	if leads, known := m.Leads(now, 1); !leads || known {
+		t.Errorf("back again: leads %v, known %v", leads, known)
 	}
 }
 

@@ -220,7 +220,8 @@ func TestRoles(t *testing.T) {
 	w.meetBoth(a, b, 10, 20)
 	leads := func(of *Table[int], want bool) {
 		t.Helper()
-		if got := of.Leads(w.now, 1); got != want {
+		p := of.Living(w.now, 1)
+		if got := p != nil && of.Leads(p); got != want {
 			t.Errorf("leads: %v, want %v; %+v", got, want, of.Peers()[0].Role)
 		}
 	}
@@ -254,8 +255,8 @@ func TestRoles(t *testing.T) {
 	b.Receive(w.now, 10, late)
 	leads(a, false)
 	leads(b, true)
-	if of := b.Owner("C"); of != 0 || b.Leads(w.now, 2) || b.Leads(w.now, 0) {
-		t.Error("a node that nobody knows leads")
+	if b.Living(w.now, 2) != nil || b.Living(w.now, 0) != nil {
+		t.Error("a node that nobody knows lives")
 	}
 	w.now = w.now.Add(10 * time.Second)
 	leads(b, false)

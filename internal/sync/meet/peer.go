@@ -68,16 +68,18 @@ func (t *Table[T]) Alive(now monotime.Time) bool {
 	return false
 }
 
-// Leads reports whether the node with this owner number may be in charge, by the word of
-// a session of it that is met and heard (see View.Leads).
-func (t *Table[T]) Leads(now monotime.Time, owner uint8) bool {
+// Living returns the session of an owner that is met and heard, nil if there is none.
+func (t *Table[T]) Living(now monotime.Time, owner uint8) *Peer[T] {
 	for _, p := range t.peers {
-		if p.Met && p.Owner == owner && p.Alive(now, t.cfg.DeadAfter) && p.Role.Leads(&t.self) {
-			return true
+		if p.Met && p.Owner == owner && p.Alive(now, t.cfg.DeadAfter) {
+			return p
 		}
 	}
-	return false
+	return nil
 }
+
+// Leads reports whether a peer that is met may be in charge (see View.Leads).
+func (t *Table[T]) Leads(p *Peer[T]) bool { return p.Role.Leads(&t.self) }
 
 func (t *Table[T]) find(session uint64) *Peer[T] {
 	for _, p := range t.peers {

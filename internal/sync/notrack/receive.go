@@ -178,14 +178,13 @@ func (m *Syncd) OwnerName(owner uint8) string { return m.peers.OwnerName(owner) 
 func (m *Syncd) SetRole(now monotime.Time, r wire.Role) { m.peers.SetRole(now, r) }
 
 // Leads reports whether the node with this owner number may be in charge (see
-// meet.View.Leads), and all of its flows have been told of or are on their way.
-func (m *Syncd) Leads(now monotime.Time, owner uint8) bool {
-	for _, p := range m.peers.Peers() {
-		if p.Owner == owner && p.Met && !p.State.wanted.Empty() {
-			return false
-		}
+// meet.View.Leads), and whether nothing of it is wanted any more.
+func (m *Syncd) Leads(now monotime.Time, owner uint8) (leads, known bool) {
+	p := m.peers.Living(now, owner)
+	if p == nil {
+		return false, false
 	}
-	return m.peers.Leads(now, owner)
+	return m.peers.Leads(p), p.State.wanted.Empty()
 }
 
 // InStep reports whether everything of ours has left.

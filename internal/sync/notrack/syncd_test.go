@@ -112,12 +112,14 @@ func TestLeads(t *testing.T) {
 	}
 	leads := func(want bool) {
 		t.Helper()
-		if got := m.Leads(now, m.Owner("B")); got != want {
-			t.Errorf("leads: %v; %+v", got, m.Peers(now)[0])
+		if got, known := m.Leads(now, m.Owner("B")); got != want || !known {
+			t.Errorf("leads: %v, known %v; %+v", got, known, m.Peers(now)[0])
 		}
 	}
 	says(wire.RolePrimary, 1, 2)
-	leads(false)
+	if leads, known := m.Leads(now, m.Owner("B")); !leads || known {
+		t.Errorf("leads: %v; known %v although all is wanted", leads, known)
+	}
 	for part := range parts {
 		m.Receive(now, theirs, bulkMsg(wire.BulkBegin, wire.Seq(100+2*part), uint32(part+1), partMask(part)))
 		m.Receive(now, theirs, bulkMsg(wire.BulkEnd, wire.Seq(101+2*part), uint32(part+1), partMask(part)))

@@ -223,16 +223,16 @@ func (m *Machine) Peers(now monotime.Time) []PeerState {
 	return states
 }
 
-// Leads reports whether the node with this owner number may be in charge (see
-// meet.View.Leads), and what is held of it is what it has: its session is met and heard,
-// and nothing of its stream is missing or wanted.
-func (m *Machine) Leads(now monotime.Time, owner uint8) bool {
+// Leads reports whether the node with this owner number may be in charge, by the word of
+// a session that is met and heard (see meet.View.Leads), and whether what is held of it
+// is known to be what it has, but for what is in doubt.
+func (m *Machine) Leads(now monotime.Time, owner uint8) (leads, known bool) {
 	for _, p := range m.peers {
-		if p.met && p.owner == owner && p.alive(now, m.cfg.DeadAfter) && p.whole() && p.wanted.Empty() && p.role.Leads(&m.self) {
-			return true
+		if p.met && p.owner == owner && p.alive(now, m.cfg.DeadAfter) {
+			return p.role.Leads(&m.self), p.whole() && p.wanted.Empty()
 		}
 	}
-	return false
+	return false, false
 }
 
 // shadowed is PeerState.Shadow.

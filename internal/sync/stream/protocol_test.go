@@ -133,7 +133,7 @@ var sentences = []struct {
 		wants(wire.RolePrimary, (1+3*253)%255+1)
 		h.says(wire.Standing{}, 0)
 		h.bulk(1)
-		if m := h.n.m; m.Peers(h.now)[0].Role != wire.RoleUnsaid || !m.Leads(h.now, h.peer().owner) {
+		if m := h.n.m; m.Peers(h.now)[0].Role != wire.RoleUnsaid || !m.peers[0].role.Leads(&m.self) {
 			t.Errorf("one who knows of no roles: %+v", m.Peers(h.now)[0])
 		}
 		h.says(wire.Standing{Role: 4, Edition: 1}, 0)
@@ -189,21 +189,28 @@ var sentences = []struct {
 			t.Error("a change of our role is not told at once")
 		}
 	}},
-	{"(3.10) A node leads, for another one, if its session is met and heard, nothing of its stream is missing or wanted, and its role is primary or 0; but if it has an edition, only if it has heard the edition that the other one has now.", func(t *testing.T) {
+	{"(3.10) A node leads, for another one, if its session is met and heard, and its role is primary or 0; but if that has an edition, only if it has heard the edition that the other one's has now.", func(t *testing.T) {
 		h := newHand(t, Config{})
 		h.n.m.SetRole(h.now, wire.RoleBackup)
 		leads := func(want bool) {
 			t.Helper()
-			if got := h.n.m.Leads(h.now, h.peer().owner); got != want {
+			if got, _ := h.n.m.Leads(h.now, h.peer().owner); got != want {
 				t.Errorf("leads: %v; %+v", got, h.peer().role)
+			}
+		}
+		known := func(want bool) {
+			t.Helper()
+			if _, got := h.n.m.Leads(h.now, h.peer().owner); got != want {
+				t.Errorf("known: %v", got)
 			}
 		}
 		h.says(wire.Standing{}, 0)
 		leads(false)
 		h.meet()
-		leads(false) // all is wanted
-		h.bulk(1)
 		leads(true)
+		known(false) // all is wanted
+		h.bulk(1)
+		known(true)
 		for _, r := range []wire.Role{wire.RoleUnsaid, wire.RolePrimary, wire.RoleBackup, wire.RoleFault} {
 			edition := 10 + uint8(r)
 			h.says(wire.Standing{Role: r, Edition: edition}, 0)
@@ -221,11 +228,13 @@ var sentences = []struct {
 		h.says(wire.Standing{Role: wire.RolePrimary, Edition: 20}, h.n.m.self.Says().Edition)
 		leads(true)
 		h.data(h.peer().expected+1, 1, 1, false)
-		leads(false) // one is missing
-		h.data(h.peer().expected-2, 2, 1, false)
 		leads(true)
+		known(false) // one is missing
+		h.data(h.peer().expected-2, 2, 1, false)
+		known(true)
 		h.at(10 * time.Second)
 		leads(false) // not heard
+		known(false)
 		// A new session of its name has said nothing yet.
 		h.hello(wire.Greet{Session: h.n.session})
 		leads(true)
