@@ -40,6 +40,7 @@ type parking struct {
 	yielding   bool // the internal cache is being walked
 	yieldPos   flow.Handle
 	marking    bool          // by the first walk, which says what may be yielded
+	yielded    int           // since this node is not in charge
 	yieldAgain bool          // another walk is due, since another peer leads
 	yieldAt    monotime.Time // not before
 
@@ -655,6 +656,9 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 // node carries, its own entries from before first. For functions run by Do.
 func (e *Engine) SetPassive(passive bool) {
 	if p := e.park; p != nil {
+		if !passive || !p.passive {
+			p.yielded = 0
+		}
 		p.passive, p.yielding, p.marking, p.yieldPos = passive, passive, passive, 0
 		p.yieldAgain = false
 	}
@@ -715,6 +719,7 @@ func (e *Engine) yield(h flow.Handle, o *owned, eh flow.Handle) bool {
 	}
 	p.mark(o, eh, true)
 	e.Stats.Yielded++
+	p.yielded++
 	// The kernel's entry lives on: what is told of it later is not of the past.
 	e.internal.Merge(h, &flow.Flow{Has: flow.HasID}, e.now)
 	e.drop(h)

@@ -55,6 +55,8 @@ type Remnants struct {
 	Behind     int // others, which were left behind
 	BehindHeld int // of these, those that a peer carries or has ended
 
+	Yielded int // none any more: a peer carries them, and this kernel keeps them parked for it
+
 	Unled bool // no peer leads
 }
 
@@ -62,8 +64,8 @@ type Remnants struct {
 // has ended, half of the remnants or more. Those that it does not have are then
 // nobody's.
 func (r *Remnants) TakenOver() bool {
-	taken := r.Held + r.Ended + r.BehindHeld
-	return !r.Unled && taken > 0 && 2*taken >= r.All+r.Behind
+	taken := r.Held + r.Ended + r.BehindHeld + r.Yielded
+	return !r.Unled && taken > 0 && 2*taken >= r.All+r.Behind+r.Yielded
 }
 
 // The methods below are for functions run by Do. Those that return a handle do a part
@@ -111,6 +113,9 @@ func (e *Engine) CountRemnants(from flow.Handle, n *Remnants, keep bool) flow.Ha
 		return 0
 	}
 	n.Unled = !e.led(keep)
+	if e.park != nil {
+		n.Yielded = e.park.yielded
+	}
 	if keep {
 		e.standby = false
 		e.behind.look = monotime.Earliest(e.behind.look, e.now) // what has ended can go

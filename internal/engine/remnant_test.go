@@ -195,6 +195,36 @@ func TestRemnantsOfAPrimary(t *testing.T) {
 	})
 }
 
+// With instant takeover what a peer has is yielded to it, and no remnant any more: it
+// counts all the same as taken over, so that what nobody has ends.
+func TestRemnantsBesideYielded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.opened(10)
+		b.adopt()
+		b.kernel.Destroy(newFlow(3).Orig, 0) // as if it had never come to know of it
+		time.Sleep(settled)
+		b.do(b.Mode().Bulk)
+		time.Sleep(settled)
+		for range 2 { // told twice
+			a.do(func() { a.SetPassive(true) })
+			a.mark()
+			time.Sleep(settled)
+			if n := a.count(false); n != (Remnants{All: 1, Yielded: 9}) || !n.TakenOver() {
+				t.Errorf("%+v, taken over: %v", n, n.TakenOver())
+			}
+		}
+		ends, _ := a.judge(RemnantRule{All: true})
+		wantTuples(t, "what nobody has", ends, 3)
+		a.do(func() { a.SetPassive(false) })
+		if n := a.count(false); n.Yielded != 0 {
+			t.Errorf("in charge again: %+v", n)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
 // A remnant that ends is replaced by the next flow with its tuple, which is none.
 func TestRemnantReplaced(t *testing.T) {
 	dialects(t, func(t *testing.T, mirror bool, a, b *node) {
