@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"syncd/internal/ctl"
 )
 
 // trackFile reads a file for keepalived's track_file over and over.
@@ -187,6 +189,18 @@ func TestReadyAlone(t *testing.T) {
 	says(t, c.fws[0].Log(), `"because": "no peer lives"`)
 	if out, took, err := waitReady(c.fws[0], "5s"); err != nil || took > 2*time.Second {
 		t.Errorf("wait-ready when ready: %v after %v: %s", err, took, out)
+	}
+
+	// In charge it stays ready when its daemon starts again: keepalived would move the
+	// addresses.
+	c.fws[0].Primary()
+	c.fws[0].Stop()
+	c.fws[0].Start()
+	if s := c.fws[0].Status(); !s.Ready || s.Role != ctl.RolePrimary {
+		t.Errorf("after a restart in charge: %s, ready %v", s.Role, s.Ready)
+	}
+	if _, is := track.is("none", "1\n", "0\n"); !is {
+		t.Errorf("track file %v", track)
 	}
 }
 

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"syncd/internal/ctl"
 	"syncd/internal/flow"
 	"syncd/internal/snapshot"
 )
@@ -15,7 +17,10 @@ import (
 // snapshotOf is the file in which a daemon keeps what it holds while it restarts.
 func (c *cluster) snapshotOf(i int) string { return filepath.Join(c.stateDir(i), "peers.snapshot") }
 
-// gone fails the test if a file is there.
+// roleOf is the file in which a daemon keeps its role.
+func (c *cluster) roleOf(i int) string { return filepath.Join(c.stateDir(i), "role.json") }
+
+// gone fails the test if a file is there, or another one but for the role.
 func gone(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
@@ -25,9 +30,52 @@ func gone(t testing.TB, path string) {
 	ok(t, err)
 	hidden, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".*"))
 	ok(t, err)
-	if left = append(left, hidden...); len(left) != 0 {
+	left = slices.DeleteFunc(append(left, hidden...), func(f string) bool { return filepath.Base(f) == "role.json" })
+	if len(left) != 0 {
 		t.Errorf("left in the state directory: %v", left)
 	}
+}
+
+// The daemon of a node that was just told to be backup dies, and nobody tells it again
+// what it is: it knows, and purges what the other node has taken over. In a file that
+// makes no sense it finds nothing, and says so.
+func TestRoleOutlivesDaemon(t *testing.T) {
+	t.Parallel()
+	p, c := sealedPair(t, udp4, "[purge]\nafter = \"8s\"\n")
+	c.start(0)
+	c.start(1)
+	c.fws[0].Primary()
+	c.fws[1].Backup()
+	live := openTraffic(t, p)
+	through := passes(p)
+	c.inStep(5 * time.Second)
+	ok(t, p.Move(p.FW1, p.FW2))
+	c.fws[1].Primary()
+	c.fws[0].Backup()
+	since := c.fws[0].Status().Since
+	c.fws[0].Kill()
+	if len(kernelTable(t, c.kernels[0], through)) == 0 {
+		t.Error("nothing is left to be purged: the test is worth nothing")
+	}
+	c.fws[0].Start()
+	s := c.fws[0].Status()
+	if s.Role != ctl.RoleBackup || !s.Since.Equal(since) || !s.RoleRestored {
+		t.Errorf("%s since %v, restored %v; want backup since %v", s.Role, s.Since, s.RoleRestored, since)
+	}
+	waitFor(t, 20*time.Second, "the purge", func() bool { return len(kernelTable(t, c.kernels[0], through)) == 0 })
+	live.check(t, "on the second, with the purge of the first")
+	c.fws[0].Backup()
+	if s := c.fws[0].Status(); !s.Since.Equal(since) || s.RoleRestored {
+		t.Errorf("told again: since %v, restored %v; want %v", s.Since, s.RoleRestored, since)
+	}
+
+	c.fws[0].Stop()
+	ok(t, os.WriteFile(c.roleOf(0), []byte("{"), 0o600))
+	c.fws[0].Start()
+	if s := c.fws[0].Status(); s.Role != ctl.RoleUnknown || s.RoleRestored {
+		t.Errorf("%s, restored %v, after a broken file", s.Role, s.RoleRestored)
+	}
+	says(t, c.fws[0].Log(), "the role of before the restart is not taken over", c.roleOf(0)+": unexpected end of JSON input")
 }
 
 // The backup restarts, and while it is down the node in charge dies: what it kept
