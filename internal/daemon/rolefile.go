@@ -82,6 +82,9 @@ func (d *Daemon) restoreRole() error {
 	}
 	d.saved = s
 	d.role, d.roleSince, d.roleRestored = s.Role, s.Since, true
+	if s.Role != ctl.RolePrimary || s.Done { // else peers have what is not here yet
+		d.mode.setRole(wireRole(s.Role))
+	}
 	if s.Role != ctl.RolePrimary {
 		d.engine.SetPassive(true)
 		if s.Remnants {

@@ -62,6 +62,10 @@ func TestRoleOutlivesDaemon(t *testing.T) {
 	if s.Role != ctl.RoleBackup || !s.Since.Equal(since) || !s.RoleRestored {
 		t.Errorf("%s since %v, restored %v; want backup since %v", s.Role, s.Since, s.RoleRestored, since)
 	}
+	waitFor(t, 5*time.Second, "the other one knows", func() bool {
+		p := c.fws[1].Status().Peers
+		return len(p) == 1 && p[0].State == ctl.PeerUp && p[0].Role == ctl.RoleBackup
+	})
 	waitFor(t, 20*time.Second, "the purge", func() bool { return len(kernelTable(t, c.kernels[0], through)) == 0 })
 	live.check(t, "on the second, with the purge of the first")
 	c.fws[0].Backup()
