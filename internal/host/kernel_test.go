@@ -330,6 +330,7 @@ func TestIptables(t *testing.T) {
 			"-t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp",
 			"-t raw -A PREROUTING -i sync1 -j CT --zone 7",
 			"-t raw -A OUTPUT -j CT --ctevents new,destroy",
+			"-A FORWARD -p tcp -m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --mss 1460",
 		} {
 			run(t, a, "", "iptables-nft", strings.Fields(c)...)
 		}
@@ -341,7 +342,7 @@ func TestIptables(t *testing.T) {
 		}
 		want := fmt.Sprint([]string{
 			fmt.Sprint(usesHelper, "ftp chain PREROUTING"), fmt.Sprint(usesZone, " chain PREROUTING"),
-			fmt.Sprint(usesEvents, " chain OUTPUT"), fmt.Sprint(usesMasquerade, " chain POSTROUTING"),
+			fmt.Sprint(usesEvents, " chain OUTPUT"), fmt.Sprint(usesSynproxy, " chain FORWARD"), fmt.Sprint(usesMasquerade, " chain POSTROUTING"),
 		})
 		if fmt.Sprint(got) != want {
 			t.Errorf("uses %v, want %v", got, want)
@@ -400,6 +401,11 @@ func TestOtherRules(t *testing.T) {
 		{"events", `table inet t { chain p { type filter hook prerouting priority 0; ct event set new,destroy; } }`, Setup{}, "rules.events", Warning, "limited"},
 		{"timeout policy", `table inet t { ct timeout p { protocol tcp; policy = { established : 100 }; }
 			chain p { type filter hook prerouting priority 0; ct timeout set "p"; } }`, Setup{}, "rules.timeouts", Note, "policies"},
+		{"synproxy", `table inet t { chain f { type filter hook forward priority 0; tcp dport 80 ct state invalid,untracked synproxy mss 1460 wscale 7; } }`,
+			Setup{}, "rules.synproxy", Note, "used: table inet t, chain f"},
+		{"named synproxy", `table inet t { synproxy s { mss 1460; wscale 7; }
+			chain f { type filter hook forward priority 0; tcp dport 80 synproxy name "s"; } }`, Setup{}, "rules.synproxy", Note, "used: table inet t, chain f"},
+		{"no synproxy", ``, Setup{}, "rules.synproxy", OK, "-"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			load(t, a, tt.rules)

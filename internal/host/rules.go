@@ -271,6 +271,10 @@ func judgeUses(r *Ruleset, s *Setup) []Finding {
 		all = append(all, Finding{ID: "rules.flowtables", Verdict: Note, Found: list(at), Want: "the same on all nodes",
 			Why: "offloaded flows change without events; after a takeover the rules of the new node offload them again"})
 	}
+	if at := places[usesSynproxy]; len(at) > 0 {
+		all = append(all, Finding{ID: "rules.synproxy", Verdict: Note, Found: "used: " + list(at), Want: "the same rules on all nodes",
+			Why: "where any rule says synproxy, connections that were taken over while they were opening do not open; established ones go on"})
+	}
 	return all
 }
 

@@ -616,6 +616,7 @@ func decodeVerdict(b []byte) *expr.Verdict {
 const (
 	objectHelper      = 3
 	objectTimeout     = 7
+	objectSynproxy    = 10
 	objectExpectation = 9
 )
 

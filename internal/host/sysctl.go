@@ -106,7 +106,7 @@ var fixedSysctls = [...]struct {
 		if n == 0 {
 			return opinion{Note, "the same on all nodes", "packets with a wrong checksum are tracked; harmless if the other nodes do the same", ""}
 		}
-		return opinion{OK, "the same on all nodes", "packets with a wrong checksum are invalid", ""}
+		return opinion{OK, "the same on all nodes", "packets with a wrong checksum are invalid; the kernel takes all of UDP-Lite for wrong, so whoever needs that sets 0 on all nodes", ""}
 	}},
 	{"nf_conntrack_acct", false, func(int64) opinion {
 		return opinion{OK, "the same on all nodes", "counters of flows cannot be restored: after a takeover they start at 0", ""}

@@ -19,6 +19,7 @@ const (
 	usesEvents          // limits the events of a flow
 	usesTimeout         // gives a flow a timeout policy
 	usesFlowtable       // offloads flows
+	usesSynproxy        // answers in the place of servers
 )
 
 // use is one place of the ruleset that does so.
@@ -49,12 +50,16 @@ func (r *Ruleset) uses() []use {
 					add(usesMasquerade, "")
 				case *expr.FlowOffload:
 					add(usesFlowtable, "")
+				case *expr.SynProxy:
+					add(usesSynproxy, "")
 				case *expr.Objref:
 					switch e.Type {
 					case objectHelper:
 						add(usesHelper, r.Objects[setKey{c.Family, c.Table, e.Name}])
 					case objectTimeout:
 						add(usesTimeout, e.Name)
+					case objectSynproxy:
+						add(usesSynproxy, e.Name)
 					case 0: // looked up in a map
 						r.eachHelper(c, func(name string) { add(usesHelper, name) })
 					}
@@ -119,6 +124,8 @@ func useOfExtension(e extension, add func(what, string)) {
 		add(usesLabel, "")
 	case e.target && e.name == "FLOWOFFLOAD":
 		add(usesFlowtable, "")
+	case e.target && e.name == "SYNPROXY":
+		add(usesSynproxy, "")
 	}
 }
 
