@@ -47,7 +47,8 @@ speaks HTTP and JSON, so curl does as well:
 			Use:   "status",
 			Short: "Show the state of the node",
 			Long: `Show role, peers, links, caches and the kernel's table, whether this node is in
-step with its peers and, when it is not, why.`,
+step with its peers and, when it is not, why. A role "as before the restart of
+the daemon" was taken over from there, and nobody has said it since.`,
 			Example: `  syncd ctl status
   syncd ctl status --json | jq -e .in_sync`,
 		}, (*ctl.Client).Status, ctl.RenderStatus),
@@ -217,8 +218,11 @@ func newRole(f *ctlFlags, role, short, long string) *cobra.Command {
 		Short: short,
 		Long: long + `
 
-It is made for a notify script of keepalived, and can be repeated at will.`,
-		Example: `  notify_` + keepalivedNames[role] + ` "/usr/bin/syncd ctl ` + role + `"`,
+It is made for a notify script of keepalived, and can be repeated at will: a role
+that the node has already changes nothing, and a purge that runs goes on. The
+daemon keeps the role over its own restart, not over one of the host. What is
+said while no daemon runs is lost (exit status 3).`,
+		Example: `  notify_` + keepalivedNames[role] + ` "/usr/sbin/syncd ctl ` + role + `"`,
 	}
 	return query(f, cmd, func(c *ctl.Client, ctx context.Context) (*ctl.RoleReport, error) {
 		b := newBar(cmd, f)
