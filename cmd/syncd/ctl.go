@@ -218,10 +218,10 @@ func newRole(f *ctlFlags, role, short, long string) *cobra.Command {
 		Short: short,
 		Long: long + `
 
-It is made for a notify script of keepalived, and can be repeated at will: a role
-that the node has already changes nothing, and a purge that runs goes on. The
-daemon keeps the role over its own restart, not over one of the host. What is
-said while no daemon runs is lost (exit status 3).`,
+It is made for a notify script of keepalived, and can be repeated at will: said
+again, it changes nothing, and a purge that runs goes on. The daemon keeps the
+role over its own restart, not over one of the host. What is said while no
+daemon runs is lost (exit status 3).`,
 		Example: `  notify_` + keepalivedNames[role] + ` "/usr/sbin/syncd ctl ` + role + `"`,
 	}
 	return query(f, cmd, func(c *ctl.Client, ctx context.Context) (*ctl.RoleReport, error) {
