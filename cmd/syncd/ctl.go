@@ -218,8 +218,8 @@ func newRole(f *ctlFlags, role, short, long string) *cobra.Command {
 		Short: short,
 		Long: long + `
 
-It is made for a notify script of keepalived, and can be repeated at will: said
-again, it changes nothing, and a purge that runs goes on. The daemon keeps the
+It is made for a notify script of keepalived, and can be repeated at will: the
+same steps are done again, and a purge that runs goes on. The daemon keeps the
 role over its own restart, not over one of the host. What is said while no
 daemon runs is lost (exit status 3).`,
 		Example: `  notify_` + keepalivedNames[role] + ` "/usr/sbin/syncd ctl ` + role + `"`,

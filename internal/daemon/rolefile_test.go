@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -268,5 +269,40 @@ func (l *lives) change(fn func(*savedRole)) {
 	}
 	if err != nil {
 		l.t.Fatal(err)
+	}
+}
+
+// keepalived waits for none of its scripts: roles may be told at the same time, while
+// the kernel's table is still being read too. They are done one after the other, and the
+// last one is what the node is, and is kept.
+func TestRolesAtTheSameTime(t *testing.T) {
+	l := newLives(t, "[purge]\nafter = \"1h\"\n")
+	l.kernel.DumpPause = 2 * time.Millisecond // 64 of them
+	d, stop := startDaemon(t, zap.NewNop(), l.config, l.kernel)
+	defer stop()
+	var wait sync.WaitGroup
+	for i := range 20 {
+		wait.Go(func() {
+			time.Sleep(time.Duration(i) * 10 * time.Millisecond)
+			if _, err := d.SetRole(t.Context(), []string{ctl.RoleBackup, ctl.RoleFault}[i%2], nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	first := (*purge)(nil)
+	waitFor(t, "the first one", func() bool { first = d.currentPurge(); return first != nil })
+	wait.Wait()
+	if err := <-d.engine.Loaded(); err != nil {
+		t.Fatal(err)
+	}
+	st, s := d.status(t), l.read()
+	if s.Role != st.Role || !s.Since.Equal(st.Since) || !s.Done {
+		t.Errorf("%s since %v, and kept is %+v", st.Role, st.Since, s)
+	}
+	if d.currentPurge() != first {
+		t.Error("the purge began anew")
+	}
+	if n := d.remnants(t); n.All != 10 {
+		t.Errorf("%d remnants, want 10", n.All)
 	}
 }
