@@ -417,6 +417,11 @@ func (e *Engine) parkRequest(o *owned, h flow.Handle, it *flow.Park) bool {
 		}
 		flags = o.cache.Flags(h)
 	}
+	if p.full && flags&extParked == 0 && !it.IsExpect {
+		// A creation in a full table costs somebody else's flow, if anything. When some
+		// time has passed a few are tried again, and all if these find room.
+		return false
+	}
 	if !it.IsExpect {
 		o.cache.Load(h, &it.Flow)
 	}

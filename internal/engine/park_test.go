@@ -1003,6 +1003,30 @@ func TestParkedFullTable(t *testing.T) {
 	})
 }
 
+// Each creation in a full table makes the kernel drop a flow of somebody if it can: so
+// only a few are tried, however many are missing.
+func TestParkedFullTableIsSpared(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		b.parker().set(func() { b.parker().max = 60 })
+		const flows = 3000
+		a.create(t, 0, flows)
+		time.Sleep(time.Minute)
+		if n := b.parker().creates(); n > 7*parkBatches*flow.ParkBatchSize {
+			t.Errorf("%d creations tried in a minute", n)
+		}
+		b.parker().set(func() { b.parker().max = 0 })
+		time.Sleep(parkRetry)
+		wantWaiting := time.Now().Add(time.Minute)
+		for parked := 0; parked < flows && time.Now().Before(wantWaiting); time.Sleep(time.Second) {
+			b.do(func() { parked, _ = b.Parked() })
+		}
+		wantParked(t, b, a)
+		a.stop()
+		b.stop()
+	})
+}
+
 // A slow kernel stops neither the loop nor the messages, and what waits is bounded.
 func TestSlowParker(t *testing.T) {
 	bubble(t, func(t *testing.T) {
