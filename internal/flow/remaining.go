@@ -18,13 +18,17 @@ func Remaining(timeout uint32, age time.Duration) uint32 {
 //
 // The kernel emits no event when a packet refreshes a timeout. Of a conversation in
 // full swing the last event is that of its beginning, and the last packet may have come
-// a moment ago: it keeps the whole timeout, however long ago that was said. A TCP
-// connection of six days that speaks once an hour would not live with less.
+// a moment ago. So it keeps half of the timeout at least; and the whole if it should have
+// ended by now, for then it has been refreshed. With the arithmetic alone, a TCP
+// connection of five days that speaks once an hour would not outlive a takeover.
 func (f *Flow) Remaining(age time.Duration) uint32 {
-	if f.refreshed() {
+	switch {
+	case !f.refreshed():
+		return Remaining(f.Timeout, age)
+	case age >= time.Duration(f.Timeout)*time.Second:
 		return f.Timeout
 	}
-	return Remaining(f.Timeout, age)
+	return max(Remaining(f.Timeout, age), f.Timeout/2)
 }
 
 // refreshed reports whether f is in the state in which flows spend their lives, where

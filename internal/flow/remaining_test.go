@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A conversation in full swing has its whole timeout, whatever its age: nothing tells
-// when a packet has passed last.
+// A conversation in full swing has half of its timeout at least, whatever its age, since
+// nothing tells when a packet has passed last.
 func TestRemainingOfFlow(t *testing.T) {
 	const (
 		answered = StatusConfirmed | StatusSeenReply
@@ -20,12 +20,16 @@ func TestRemainingOfFlow(t *testing.T) {
 		want uint32
 	}{
 		{"TCP, established a week ago", Flow{Has: HasTCP, TCPState: TCPEstablished, Status: assured, Timeout: 432000}, week, 432000},
-		{"TCP, established an hour ago", Flow{Has: HasTCP, TCPState: TCPEstablished, Status: assured, Timeout: 432000}, time.Hour, 432000},
+		{"TCP, established an hour ago", Flow{Has: HasTCP, TCPState: TCPEstablished, Status: assured, Timeout: 432000}, time.Hour, 428400},
+		{"TCP, established four days ago", Flow{Has: HasTCP, TCPState: TCPEstablished, Status: assured, Timeout: 432000}, 4 * 24 * time.Hour, 216000},
+		{"TCP, established five days ago", Flow{Has: HasTCP, TCPState: TCPEstablished, Status: assured, Timeout: 432000}, 5 * 24 * time.Hour, 432000},
 		{"TCP, established but not assured", Flow{Has: HasTCP, TCPState: TCPEstablished, Status: answered, Timeout: 432000}, time.Hour, 428400},
 		{"TCP, opening", Flow{Has: HasTCP, TCPState: TCPSynSent, Status: StatusConfirmed, Timeout: 120}, 30 * time.Second, 90},
 		{"TCP, closing", Flow{Has: HasTCP, TCPState: TCPTimeWait, Status: assured, Timeout: 120}, 30 * time.Second, 90},
 		{"TCP, closing for long", Flow{Has: HasTCP, TCPState: TCPFinWait, Status: assured, Timeout: 120}, week, 60},
 		{"UDP in both directions", Flow{Orig: Tuple{Proto: UDP}, Status: assured, Timeout: 120}, week, 120},
+		{"UDP in both directions, a minute ago", Flow{Orig: Tuple{Proto: UDP}, Status: assured, Timeout: 120}, 61 * time.Second, 60},
+		{"UDP in both directions, a short timeout", Flow{Orig: Tuple{Proto: UDP}, Status: assured, Timeout: 5}, 3 * time.Second, 5},
 		{"UDP, answered once", Flow{Orig: Tuple{Proto: UDP}, Status: answered, Timeout: 30}, 10 * time.Second, 30},
 		{"UDP, unanswered", Flow{Orig: Tuple{Proto: UDP}, Status: StatusConfirmed, Timeout: 300}, 100 * time.Second, 200},
 		{"SCTP, established", Flow{Has: HasSCTP, SCTPState: SCTPEstablished, Status: assured, Timeout: 210}, week, 210},
