@@ -306,7 +306,7 @@ func TestCheckBesideDaemon(t *testing.T) {
 	t.Parallel()
 	d := newDuo(t, roles{ours, ours}, udp4, duoOptions{sealed: true})
 	f := conntrack.NewFlow(17, conntrack.StatusConfirmed|conntrack.StatusSeenReply|conntrack.StatusAssured,
-		netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("203.0.113.9"), 4711, 53, 300, 0)
+		client4(9), server4, 4711, 53, 300, 0)
 	ok(t, d.kA.Create(f))
 	d.waitReplicated(patience, "the flow")
 	c := &checked{t: t, node: d.nB, config: d.b.config}
