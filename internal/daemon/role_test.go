@@ -2,12 +2,16 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"syncd/internal/ctl"
 	"syncd/internal/flow"
+	"syncd/internal/monotime"
+	"syncd/internal/wire"
 )
 
 func TestBackup(t *testing.T) {
@@ -38,6 +42,65 @@ func TestBackup(t *testing.T) {
 	}
 	if d.stopPurge() != p || d.purge != nil {
 		t.Error("a purge is still due")
+	}
+}
+
+// roleSpy notes what peers are told, and whether a commit was over by then.
+type roleSpy struct {
+	mode
+	d    *Daemon
+	said []string
+}
+
+func (s *roleSpy) setRole(r wire.Role) {
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	s.said = append(s.said, fmt.Sprintf("%v, committed %v, purge %v", r, s.d.lastCommit != nil, s.d.purge != nil))
+}
+
+// "A node that is told to be primary says so when it has put into its kernel what it
+// holds of others. One that is told to be anything else says so at once, before it gives
+// anything up."
+func TestRoleIsSaid(t *testing.T) {
+	d, _ := newDaemon(t, validConfig+"[purge]\nafter = \"1h\"\n")
+	spy := &roleSpy{mode: d.mode, d: d}
+	if err := d.engine.Do(t.Context(), func() { d.mode = spy }); err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range []string{ctl.RoleBackup, ctl.RolePrimary, ctl.RoleFault} {
+		d.set(t, role)
+	}
+	want := []string{"backup, committed false, purge false", "primary, committed true, purge false", "fault, committed true, purge false"}
+	if !slices.Equal(spy.said, want) {
+		t.Errorf("said %q, want %q", spy.said, want)
+	}
+	d.stopPurge()
+}
+
+// When another node leads, the next look for what it has taken over does not wait for
+// long. What has been given a short timeout keeps its time.
+func TestPurgeSooner(t *testing.T) {
+	d, _ := newDaemon(t, validConfig+"[purge]\nafter = \"1h\"\n")
+	d.purgeSooner() // there is none
+	for _, c := range []struct {
+		p    purge
+		wait time.Duration
+		want time.Duration
+	}{
+		{purge{after: time.Hour}, 3 * time.Hour, 30 * time.Minute},
+		{purge{after: time.Hour}, 10 * time.Minute, 10 * time.Minute},
+		{purge{after: time.Hour, short: 1}, 3 * time.Hour, 3 * time.Hour},
+		{purge{after: time.Hour, primary: true}, 3 * time.Hour, 3 * time.Hour},
+	} {
+		p := c.p
+		d.schedulePass(&p, c.wait)
+		d.purgeSooner()
+		if wait := p.due.Sub(monotime.Now()); (wait - c.want).Abs() > time.Minute {
+			t.Errorf("%+v, due in %v: in %v, want %v", c.p, c.wait, wait, c.want)
+		}
+		if d.stopPurge() != &p {
+			t.Error("another purge is due")
+		}
 	}
 }
 
