@@ -77,6 +77,12 @@ func TestJudge(t *testing.T) {
 	without := func(name string) func(*Facts, *Setup) {
 		return func(f *Facts, _ *Setup) { delete(f.Sysctls, name) }
 	}
+	udplite := func(f *Facts, _ *Setup) {
+		f.Rules.Chains[0].Rules = []Rule{{Handle: 3, Exprs: []any{
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{136}},
+			&expr.Verdict{Kind: expr.VerdictAccept},
+		}}}
+	}
 	for _, tt := range []struct {
 		name    string
 		verdict Verdict
@@ -210,6 +216,15 @@ func TestJudge(t *testing.T) {
 		{"rules.link_notrack_out[sync0]", Warning, `in the output chain of priority raw: oifname "sync0" udp dport 3780 notrack`, nil},
 		{"rules.link_accept_in[sync0]", Error, "table ip in, chain in, policy drop", func(f *Facts, _ *Setup) {
 			f.Rules.Chains = append(f.Rules.Chains, &Chain{Family: unix.NFPROTO_IPV4, Table: "in", Name: "in", Base: true, Hook: unix.NF_INET_LOCAL_IN, Drop: true})
+		}},
+		{"rules.udplite", Warning, "sysctl -w net.netfilter.nf_conntrack_checksum=0", udplite},
+		{"rules.udplite", OK, "are tracked", func(f *Facts, s *Setup) {
+			udplite(f, s)
+			nf("nf_conntrack_checksum", "0")(f, s)
+		}},
+		{"rules.udplite", Unknown, "could not be read", func(f *Facts, s *Setup) {
+			udplite(f, s)
+			without(netfilter+"nf_conntrack_checksum")(f, s)
 		}},
 		{"rules.flowtables", Note, "table inet fw: ft", func(f *Facts, _ *Setup) { f.Rules.Flowtables = []string{"table inet fw: ft"} }},
 	} {

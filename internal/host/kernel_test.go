@@ -330,6 +330,7 @@ func TestIptables(t *testing.T) {
 			"-t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp",
 			"-t raw -A PREROUTING -i sync1 -j CT --zone 7",
 			"-t raw -A OUTPUT -j CT --ctevents new,destroy",
+			"-A INPUT -p udplite -j ACCEPT",
 			"-A FORWARD -p tcp -m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY --mss 1460",
 		} {
 			run(t, a, "", "iptables-nft", strings.Fields(c)...)
@@ -342,7 +343,7 @@ func TestIptables(t *testing.T) {
 		}
 		want := fmt.Sprint([]string{
 			fmt.Sprint(usesHelper, "ftp chain PREROUTING"), fmt.Sprint(usesZone, " chain PREROUTING"),
-			fmt.Sprint(usesEvents, " chain OUTPUT"), fmt.Sprint(usesSynproxy, " chain FORWARD"), fmt.Sprint(usesMasquerade, " chain POSTROUTING"),
+			fmt.Sprint(usesEvents, " chain OUTPUT"), fmt.Sprint(usesUDPLite, " chain INPUT"), fmt.Sprint(usesSynproxy, " chain FORWARD"), fmt.Sprint(usesMasquerade, " chain POSTROUTING"),
 		})
 		if fmt.Sprint(got) != want {
 			t.Errorf("uses %v, want %v", got, want)
@@ -406,6 +407,12 @@ func TestOtherRules(t *testing.T) {
 		{"named synproxy", `table inet t { synproxy s { mss 1460; wscale 7; }
 			chain f { type filter hook forward priority 0; tcp dport 80 synproxy name "s"; } }`, Setup{}, "rules.synproxy", Note, "used: table inet t, chain f"},
 		{"no synproxy", ``, Setup{}, "rules.synproxy", OK, "-"},
+		{"UDP-Lite", `table inet t { chain f { type filter hook forward priority 0; udplite dport 80 accept; } }`, Setup{}, "rules.udplite", Unknown, "used: table inet t, chain f"},
+		{"UDP-Lite of IPv4", `table ip t { chain f { type filter hook forward priority 0; ip protocol udplite accept; } }`, Setup{}, "rules.udplite", Unknown, "used: table ip t, chain f"},
+		{"UDP-Lite of IPv6", `table ip6 t { chain f { type filter hook forward priority 0; ip6 nexthdr udplite accept; } }`, Setup{}, "rules.udplite", Unknown, "used: table ip6 t, chain f"},
+		{"UDP-Lite in a set", `table inet t { chain f { type filter hook forward priority 0; meta l4proto { tcp, udp, udplite } accept; } }`, Setup{}, "rules.udplite", Unknown, "used"},
+		{"UDP-Lite with ports", `table inet t { chain f { type filter hook forward priority 0; meta l4proto . th dport { tcp . 80, udplite . 90 } accept; } }`, Setup{}, "rules.udplite", Unknown, "used"},
+		{"not UDP-Lite", `table inet t { chain f { type filter hook forward priority 0; meta l4proto { tcp, udp } th dport 136 ip ttl 136 accept; } }`, Setup{}, "rules.udplite", OK, "-"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			load(t, a, tt.rules)

@@ -27,7 +27,7 @@ func judgeRules(f *Facts, s *Setup) []Finding {
 		all = append(all, judgeLinkRules(r, &s.Links[i])...)
 	}
 	all = append(all, judgeInvalid(r, f))
-	return append(all, judgeUses(r, s)...)
+	return append(all, judgeUses(f, s)...)
 }
 
 func judgeLegacy(r *Ruleset) Finding {
@@ -232,7 +232,8 @@ func (r *Ruleset) followInvalid(six bool) fate {
 }
 
 // judgeUses judges what rules do that a takeover has to know of.
-func judgeUses(r *Ruleset, s *Setup) []Finding {
+func judgeUses(f *Facts, s *Setup) []Finding {
+	r := &f.Rules
 	places := make(map[what][]string)
 	helpers := make(map[string][]string)
 	for _, u := range r.uses() {
@@ -275,7 +276,26 @@ func judgeUses(r *Ruleset, s *Setup) []Finding {
 		all = append(all, Finding{ID: "rules.synproxy", Verdict: Note, Found: "used: " + list(at), Want: "the same rules on all nodes",
 			Why: "where any rule says synproxy, connections that were taken over while they were opening do not open; established ones go on"})
 	}
+	if at := places[usesUDPLite]; len(at) > 0 {
+		all = append(all, judgeUDPLite(f, at))
+	}
 	return all
+}
+
+// judgeUDPLite judges whether what rules say of UDP-Lite can come true.
+func judgeUDPLite(f *Facts, at []string) Finding {
+	const name = netfilter + "nf_conntrack_checksum"
+	out := Finding{ID: "rules.udplite", Found: "used: " + list(at), Want: "nf_conntrack_checksum = 0",
+		Why: "packets of UDP-Lite are tracked, and their flows are replicated"}
+	switch r, there := f.Sysctls[name]; {
+	case !there || !r.ok():
+		out.Verdict = Unknown
+		out.Why = "whether the kernel verifies checksums could not be read; if it does, all packets of UDP-Lite are invalid"
+	case r.Value != "0":
+		out.Verdict, out.Fix = Warning, setCommand(name, 0)+" on all nodes, if UDP-Lite is in use"
+		out.Why = "the kernel (seen with Linux 6.18) holds checksums of UDP-Lite against those of UDP, so every packet of it is invalid: no flow is tracked, translated or taken over"
+	}
+	return out
 }
 
 func judgeMasquerade(at []string) Finding {

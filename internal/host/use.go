@@ -20,6 +20,7 @@ const (
 	usesTimeout         // gives a flow a timeout policy
 	usesFlowtable       // offloads flows
 	usesSynproxy        // answers in the place of servers
+	usesUDPLite         // is about packets of UDP-Lite
 )
 
 // use is one place of the ruleset that does so.
@@ -44,6 +45,9 @@ func (r *Ruleset) uses() []use {
 		for i := range c.Rules {
 			rule := &c.Rules[i]
 			add := func(w what, name string) { all = append(all, use{w, name, c.place(rule)}) }
+			if r.names(c, rule, unix.IPPROTO_UDPLITE) {
+				add(usesUDPLite, "")
+			}
 			for _, e := range rule.Exprs {
 				switch e := e.(type) {
 				case *expr.Masq:
@@ -72,6 +76,49 @@ func (r *Ruleset) uses() []use {
 		}
 	}
 	return all
+}
+
+// names reports whether the rule compares the protocol above IP with proto: by itself,
+// in a set, or as the first part of a set's elements. A rule that is about all others
+// names it too.
+func (r *Ruleset) names(c *Chain, rule *Rule, proto byte) bool {
+	var held uint32 // the register with the protocol, 0 for none: registers begin at 1
+	for _, e := range rule.Exprs {
+		switch e := e.(type) {
+		case *expr.Meta:
+			switch {
+			case e.SourceRegister:
+			case e.Key == expr.MetaKeyL4PROTO:
+				held = e.Register
+			case e.Register == held:
+				held = 0
+			}
+		case *expr.Payload:
+			const protoAt, nextHeaderAt = 9, 6 // of IPv4 and IPv6
+			switch {
+			case e.OperationType != expr.PayloadLoad:
+			case e.Base == expr.PayloadBaseNetworkHeader && e.Len == 1 && (e.Offset == protoAt || e.Offset == nextHeaderAt):
+				held = e.DestRegister
+			case e.DestRegister == held:
+				held = 0
+			}
+		case *expr.Cmp:
+			if held != 0 && e.Register == held && len(e.Data) == 1 && e.Data[0] == proto {
+				return true
+			}
+		case *expr.Lookup:
+			if held == 0 || e.SourceRegister != held {
+				continue
+			}
+			s := r.Sets[setKey{c.Family, c.Table, e.SetName}]
+			for i := range s.elements {
+				if el := &s.elements[i]; len(el.Key) > 0 && el.Key[0] == proto && !el.IntervalEnd {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // eachHelper calls fn for the helper of each object of the chain's table, in order.
