@@ -40,20 +40,23 @@ type instantNode struct {
 	kernel *conntrack.Conn
 }
 
+// secondOurs are the pairs whose second node is a syncd.
+var secondOurs = []struct {
+	name   string
+	first  daemonKind
+	sealed bool
+}{
+	{"sealed", ours, true},
+	{"conntrackd's dialect", ours, false},
+	{"beside a real conntrackd", theirs, false},
+}
+
 // Connections live through a takeover in keepalived's order: the address moves first,
 // and the script comes late or never. Mappings of UDP that the standby has not seen a
 // packet of for longer than their timeout are among them. Then the old one returns,
 // what it carried becomes what it keeps for the other, and it takes over again.
 func TestInstantTakeover(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		first  daemonKind
-		sealed bool
-	}{
-		{"sealed", ours, true},
-		{"conntrackd's dialect", ours, false},
-		{"beside a real conntrackd", theirs, false},
-	} {
+	for _, c := range secondOurs {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			testInstantTakeover(t, c.first, c.sealed)
@@ -61,26 +64,101 @@ func TestInstantTakeover(t *testing.T) {
 	}
 }
 
-func testInstantTakeover(t *testing.T, first daemonKind, sealed bool) {
-	p := newPair(t)
+// brief are the timeouts of a pair on which mappings are soon older than they are, in
+// seconds, by the names of their sysctls.
+var brief = map[string]int{"udp_timeout": 4, "udp_timeout_stream": 5, "icmp_timeout": 5}
+
+// layBrief builds a pair with such timeouts that lets everything pass from the inside, and
+// starts its daemons. Both have the options, if they are syncds.
+func layBrief(t *testing.T, first daemonKind, sealed bool, options string) (p *lab.Pair, fw1, fw2 *firewall) {
+	t.Helper()
+	p = newPair(t)
 	rules := p.Rules()
 	rules.Allow = nil // everything from the inside, ping too
 	ok(t, p.LoadRules(rules))
 	for _, n := range []*lab.Node{p.FW1, p.FW2} {
-		ok(t, n.Sysctl("net.netfilter.nf_conntrack_udp_timeout", "4"))
-		ok(t, n.Sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", "5"))
-		ok(t, n.Sysctl("net.netfilter.nf_conntrack_icmp_timeout", "5"))
+		for name, seconds := range brief {
+			ok(t, n.Sysctl("net.netfilter.nf_conntrack_"+name, fmt.Sprint(seconds)))
+		}
 	}
 	start := func(kind daemonKind, n *lab.Node, number int) *firewall {
 		switch {
 		case kind == theirs:
 			return newConntrackd(t, n, conntrackdConfig("TCPWindowTracking off", newLink(udp4, 0, number)))
 		case sealed:
-			return newSyncd(t, n, "[sync]\ninsecure = true\n"+instant+newLink(udp4, 0, number).toml())
+			return newSyncd(t, n, "[sync]\ninsecure = true\n"+options+newLink(udp4, 0, number).toml())
 		}
-		return newSyncd(t, n, syncdConfig(instant, newLink(udp4, 0, number)))
+		return newSyncd(t, n, syncdConfig(options, newLink(udp4, 0, number)))
 	}
-	fw1, fw2 := start(first, p.FW1, 1), start(ours, p.FW2, 2)
+	return p, start(first, p.FW1, 1), start(ours, p.FW2, 2)
+}
+
+// isPing accepts the flows of echo requests.
+func isPing(k tuple) bool {
+	return k.proto == flow.ICMP && k.dport == 8<<8 || k.proto == flow.ICMPv6 && k.dport == 128<<8
+}
+
+// pingAll pings the server from every address: four flows, always the same.
+func pingAll(t testing.TB, p *lab.Pair) {
+	t.Helper()
+	for _, a := range []lab.Addresses{p.V4, p.V6} {
+		for _, src := range []netip.Addr{a.Plain, a.Hidden} {
+			ping(t, p.Client, src, a.Server)
+		}
+	}
+}
+
+// Mappings of UDP that are in use for longer than their timeout, of which no event has
+// told anything since, are committed, and for the whole of their timeout.
+func TestCommitOfOldMappings(t *testing.T) {
+	for _, c := range secondOurs {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p, fw1, fw2 := layBrief(t, c.first, c.sealed, "")
+			fw1.Primary()
+			fw2.Backup()
+			live := openTraffic(t, p)
+			k1, k2, through := openKernel(t, p.FW1), openKernel(t, p.FW2), passes(p)
+			time.Sleep(7 * time.Second) // longer than any mapping lives that no packet passes
+			pingAll(t, p)
+			all := kernelTable(t, k1, through)
+			waitFor(t, 5*time.Second, "the standby knows the connections", func() bool { return fw2.External().missing(all) == "" })
+			live.forgetGaps()
+			fw2.Primary()
+			mapped := kernelFlows(t, k2, through)
+			ok(t, p.TakeOver(p.FW1, p.FW2))
+			udp, pings := 0, 0
+			for k := range all {
+				f, there := mapped[k]
+				switch {
+				case !there:
+					t.Errorf("%v was not committed", k)
+				case k.proto == flow.UDP:
+					udp++
+					if f.Timeout < uint32(brief["udp_timeout"])-1 {
+						t.Errorf("%v has %d s left", k, f.Timeout)
+					}
+				case isPing(k):
+					pings++
+				}
+			}
+			if udp != 12 || pings != 4 {
+				t.Errorf("%d mappings of UDP, %d pings", udp, pings)
+			}
+			pingAll(t, p)
+			time.Sleep(2 * grace)
+			live.check(t, "after the takeover")
+			for k, f := range kernelFlows(t, k2, through) {
+				if was, there := mapped[k]; (k.proto == flow.UDP || isPing(k)) && (!there || was.ID != f.ID) {
+					t.Errorf("%v goes on by another entry", k)
+				}
+			}
+		})
+	}
+}
+
+func testInstantTakeover(t *testing.T, first daemonKind, sealed bool) {
+	p, fw1, fw2 := layBrief(t, first, sealed, instant)
 	fw1.Primary()
 	fw2.Backup()
 	live := openTraffic(t, p)
@@ -98,27 +176,17 @@ func testInstantTakeover(t *testing.T, first daemonKind, sealed bool) {
 	}
 	live.check(t, "before")
 	time.Sleep(6 * time.Second) // longer than any mapping lives that no packet passes
-	pings := func(k tuple) bool {
-		return k.proto == flow.ICMP && k.dport == 8<<8 || k.proto == flow.ICMPv6 && k.dport == 128<<8
-	}
-	echo := func() {
-		for _, a := range []lab.Addresses{p.V4, p.V6} {
-			for _, src := range []netip.Addr{a.Plain, a.Hidden} {
-				ping(t, p.Client, src, a.Server)
-			}
-		}
-	}
-	echo()
+	pingAll(t, p)
 	waitFor(t, 2*time.Second, "the standby's kernel has the pings", func() bool {
-		parked, _ := parkedOf(t, &instantNode{fw2, k2}, pings)
+		parked, _ := parkedOf(t, &instantNode{fw2, k2}, isPing)
 		return len(parked) == 4
 	})
 	live.forgetGaps()
 
 	ok(t, p.TakeOver(p.FW1, p.FW2))
-	mapped := kernelFlows(t, k2, pings)
-	echo()
-	for k, f := range kernelFlows(t, k2, pings) {
+	mapped := kernelFlows(t, k2, isPing)
+	pingAll(t, p)
+	for k, f := range kernelFlows(t, k2, isPing) {
 		if was, there := mapped[k]; !there || was.ID != f.ID || f.Timeout > flow.ParkedAbove {
 			t.Errorf("%v goes on by another entry, or none: %+v", k, f)
 		}

@@ -33,6 +33,8 @@ var dialects = []struct {
 	{"conntrackd's dialect", false, false, ours},
 	{"beside conntrackd", false, false, theirs},
 	{"sealed, instant", true, true, ours},
+	{"conntrackd's dialect, instant", false, true, ours},
+	{"instant beside conntrackd", false, true, theirs},
 }
 
 // layKeeper builds a pair, masqueraded or with plain source NAT.
