@@ -29,27 +29,36 @@ var (
 // was not sent is the inverse of Orig, without HasReply; and a SYNPROXY of zeros is not
 // reported, for the kernel shows one in every entry that ctnetlink made.
 func DecodeEvent(msg []byte, ev *flow.Event) error {
+	kind, port, attrs, err := splitMessage(msg, msgNew, msgDelete)
+	if err != nil {
+		return err
+	}
+	*ev = flow.Event{Kind: kind, PortID: port}
+	return decodeFlow(attrs, &ev.Flow)
+}
+
+// splitMessage returns what the header of a message tells that is of one of two types, and
+// the attributes behind it.
+func splitMessage(msg []byte, typeNew, typeDelete uint16) (kind flow.EventKind, port uint32, attrs []byte, err error) {
 	if len(msg) < headerLen {
-		return errMessageLength
+		return 0, 0, nil, errMessageLength
 	}
 	n := native.Uint32(msg)
 	if n < headerLen || uint64(n) > uint64(len(msg)) {
-		return errMessageLength
+		return 0, 0, nil, errMessageLength
 	}
-	*ev = flow.Event{}
 	switch native.Uint16(msg[4:]) {
-	case msgNew:
-		ev.Kind = flow.EventUpdate
+	case typeNew:
+		kind = flow.EventUpdate
 		if native.Uint16(msg[6:])&(unix.NLM_F_CREATE|unix.NLM_F_EXCL) != 0 {
-			ev.Kind = flow.EventNew
+			kind = flow.EventNew
 		}
-	case msgDelete:
-		ev.Kind = flow.EventDestroy
+	case typeDelete:
+		kind = flow.EventDestroy
 	default:
-		return errMessageType
+		return 0, 0, nil, errMessageType
 	}
-	ev.PortID = native.Uint32(msg[12:])
-	return decodeFlow(msg[headerLen:n], &ev.Flow)
+	return kind, native.Uint32(msg[12:]), msg[headerLen:n], nil
 }
 
 // decoder remembers the first fault, so that the walk over the attributes needs

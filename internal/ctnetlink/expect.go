@@ -38,26 +38,12 @@ const (
 // The kernel tells the zone of an expectation nowhere: a zone in the message is that
 // of all tuples, and is only in what some kernel may send one day.
 func DecodeExpect(msg []byte, x *flow.Expect) (kind flow.EventKind, port uint32, err error) {
-	if len(msg) < headerLen {
-		return 0, 0, errMessageLength
-	}
-	n := native.Uint32(msg)
-	if n < headerLen || uint64(n) > uint64(len(msg)) {
-		return 0, 0, errMessageLength
-	}
-	switch native.Uint16(msg[4:]) {
-	case msgExpectNew:
-		kind = flow.EventUpdate
-		if native.Uint16(msg[6:])&(unix.NLM_F_CREATE|unix.NLM_F_EXCL) != 0 {
-			kind = flow.EventNew
-		}
-	case msgExpectDelete:
-		kind = flow.EventDestroy
-	default:
-		return 0, 0, errMessageType
+	kind, port, attrs, err := splitMessage(msg, msgExpectNew, msgExpectDelete)
+	if err != nil {
+		return 0, 0, err
 	}
 	*x = flow.Expect{}
-	return kind, native.Uint32(msg[12:]), decodeExpect(msg[headerLen:n], x)
+	return kind, port, decodeExpect(attrs, x)
 }
 
 // decodeExpect decodes the attributes of an expectation into x, which must be zero.

@@ -157,10 +157,23 @@ func (w *Writer) Flush(fn func(index int, err unix.Errno)) error {
 	if err := w.exchange(w.buf); err != nil {
 		return fmt.Errorf("ctnetlink: send batch: %w", err)
 	}
+	err := w.eachDatagram(func(b []byte) error {
+		w.replies(b, fn)
+		return nil
+	})
+	if err != nil && err != ErrRepliesLost {
+		err = fmt.Errorf("ctnetlink: read replies: %w", err)
+	}
+	return err
+}
+
+// eachDatagram reads what the kernel has answered and calls fn for each datagram, until fn
+// fails. ErrRepliesLost means that there was more than the socket could hold.
+func (w *Writer) eachDatagram(fn func(b []byte) error) error {
 	lost := false
 	for {
 		if err := w.raw.Read(w.recv); err != nil {
-			return fmt.Errorf("ctnetlink: read replies: %w", err)
+			return err
 		}
 		switch w.errno {
 		case 0:
@@ -173,10 +186,12 @@ func (w *Writer) Flush(fn func(index int, err unix.Errno)) error {
 			lost = true
 			continue
 		default:
-			return fmt.Errorf("ctnetlink: read replies: %w", os.NewSyscallError("recvmmsg", w.errno))
+			return os.NewSyscallError("recvmmsg", w.errno)
 		}
 		for i := range w.received {
-			w.replies(w.rx.datagram(i), fn)
+			if err := fn(w.rx.datagram(i)); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -275,39 +290,25 @@ func (w *Writer) Fetch(keys []flow.Tuple, fn func(index int, f *flow.Flow)) erro
 	if err := w.exchange(b); err != nil {
 		return fmt.Errorf("ctnetlink: fetch: %w", err)
 	}
-	lost := false
-	for {
-		if err := w.raw.Read(w.recv); err != nil {
-			return fmt.Errorf("ctnetlink: fetch: %w", err)
+	err := w.eachDatagram(func(b []byte) error {
+		msg, _, ok := message(b)
+		if !ok || native.Uint16(msg[4:]) == unix.NLMSG_ERROR {
+			return nil // not there
 		}
-		switch w.errno {
-		case 0:
-		case unix.EAGAIN:
-			if lost {
-				return ErrRepliesLost
-			}
+		index := (native.Uint32(msg[8:]) - first) &^ getSequenceBit
+		if index >= uint32(len(keys)) {
 			return nil
-		case unix.ENOBUFS:
-			lost = true
-			continue
-		default:
-			return fmt.Errorf("ctnetlink: fetch: %w", os.NewSyscallError("recvmmsg", w.errno))
 		}
-		for i := range w.received {
-			msg, _, ok := message(w.rx.datagram(i))
-			if !ok || native.Uint16(msg[4:]) == unix.NLMSG_ERROR {
-				continue // not there
-			}
-			index := (native.Uint32(msg[8:]) - first) &^ getSequenceBit
-			if index >= uint32(len(keys)) {
-				continue
-			}
-			if err := DecodeEvent(msg, &w.ev); err != nil {
-				return err
-			}
-			fn(int(index), &w.ev.Flow)
+		if err := DecodeEvent(msg, &w.ev); err != nil {
+			return err
 		}
+		fn(int(index), &w.ev.Flow)
+		return nil
+	})
+	if err != nil && err != ErrRepliesLost {
+		err = fmt.Errorf("ctnetlink: fetch: %w", err)
 	}
+	return err
 }
 
 // exchange hands b to the kernel, which has answered when it returns.
