@@ -117,8 +117,8 @@ type Config struct {
 	Parker        Parker         // nil: what peers have stays out of the kernel until it is committed
 	ParkedBefore  bool           // without a Parker: entries as one leaves them are from an earlier life with one, and not ours
 	Gone          func() []uint8 // owners of which nobody will tell the end; nil: all once the peer is silent. Called on the loop
-	// Leads reports whether an owner may be in charge, by its own word, and whether what
-	// is held of it is known to be what it has. nil: both of every owner. Led is told that
+	// Leads reports whether an owner may be in charge, by its own word, and whether it
+	// knows our role, and what is held of it is what it has. nil: both of every owner. Led is told that
 	// another one leads while this node stands by; it may be nil. Called on the loop.
 	Leads  func(owner uint8) (leads, known bool)
 	Led    func()

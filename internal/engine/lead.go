@@ -12,9 +12,9 @@ type lead struct {
 	asked  bool   // the rest is valid, as of
 	turn   uint64 // this one of the loop
 	owners [256]bool
-	known  [256]bool // what is held of the owner is what it has
-	any    bool
-	since  bool // one has led since this node was last told that it is not in charge
+	known  [256]bool // the owner knows our role, and what is held of it is what it has
+	any    bool      // one leads and is known
+	since  bool      // one has led since this node was last told that it is not in charge
 }
 
 // lookLeads asks who leads, once in a turn.
@@ -32,7 +32,7 @@ func (e *Engine) lookLeads() {
 		carries := l.owners[o.id] && l.known[o.id]
 		rose = rose || leads && known && !carries
 		l.owners[o.id], l.known[o.id] = leads, known
-		l.any = l.any || leads
+		l.any = l.any || leads && known
 	}
 	l.since = l.since || l.any
 	if !rose {
@@ -49,7 +49,8 @@ func (e *Engine) lookLeads() {
 // forgetLeads makes every peer count that leads in spite of a change of this node's role.
 func (e *Engine) forgetLeads() { e.lead = lead{since: e.lead.since} }
 
-// leads reports whether an owner leads.
+// leads reports whether an owner leads. Whether it knows our role does not matter for what
+// it says of its own: it would know before it gave anything up in our favour.
 func (e *Engine) leads(owner uint8) bool {
 	if e.cfg.Leads == nil {
 		return true

@@ -224,15 +224,15 @@ func (m *Syncd) Meeting() meet.Stats { return m.peers.Stats }
 // SetRole changes the role that this node says it has, which is told at once.
 func (m *Syncd) SetRole(now monotime.Time, r wire.Role) { m.peers.SetRole(now, r) }
 
-// Leads reports whether the node with this owner number may be in charge (see
-// meet.View.Leads), and whether what is held of it and has not been told of since it is heard
-// has expired.
+// Leads reports whether the node with this owner number may be in charge, by its word, and
+// whether it knows our role (see meet.View.Knows), and what is held of it and has not
+// been told of since it is heard has expired.
 func (m *Syncd) Leads(now monotime.Time, owner uint8) (leads, known bool) {
 	p := m.peers.Living(now, owner)
 	if p == nil {
 		return false, false
 	}
-	return m.peers.Leads(p), now.Sub(p.Since) >= m.cfg.CacheTimeout
+	return p.Role.Leads(), m.peers.Knows(p) && now.Sub(p.Since) >= m.cfg.CacheTimeout
 }
 
 // Owner returns the owner number of a name, or 0.

@@ -78,8 +78,8 @@ func (t *Table[T]) Living(now monotime.Time, owner uint8) *Peer[T] {
 	return nil
 }
 
-// Leads reports whether a peer that is met may be in charge (see View.Leads).
-func (t *Table[T]) Leads(p *Peer[T]) bool { return p.Role.Leads(&t.self) }
+// Knows reports whether a peer that is met knows our role (see View.Knows).
+func (t *Table[T]) Knows(p *Peer[T]) bool { return p.Role.Knows(&t.self) }
 
 func (t *Table[T]) find(session uint64) *Peer[T] {
 	for _, p := range t.peers {

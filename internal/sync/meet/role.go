@@ -50,12 +50,11 @@ func older(a, b uint8) bool {
 	return b != 0 && (a == 0 || int8(a-b) < 0)
 }
 
-// Leads reports whether a flow of ours may be given up in favour of what the session
-// carries. A node that stands by says so, and gives flows up itself. If two nodes stop
-// being in charge at the same time, each may still have the old word of the other: so
-// the word counts of one alone that had heard of our present role when it spoke. From
-// then on it gives up nothing in our favour, whatever happens to its own role, before
-// it hears that ours has changed again.
-func (v *View) Leads(self *Self) bool {
-	return v.Role <= wire.RolePrimary && (v.Edition == 0 || v.heard == self.says.Edition)
-}
+// Leads reports whether the session may be in charge, by its word.
+func (v *View) Leads() bool { return v.Role <= wire.RolePrimary }
+
+// Knows reports whether the session had heard of our present role when it spoke. If two
+// nodes stop being in charge at the same time, each may still have the old word of the
+// other. One that leads and knows gives up nothing in our favour from then on, whatever
+// happens to its own role, before it hears that ours has changed again.
+func (v *View) Knows(self *Self) bool { return v.Edition == 0 || v.heard == self.says.Edition }

@@ -153,8 +153,8 @@ func (t *Table[T]) hello(now monotime.Time, session uint64, s *wire.Sync) (*Peer
 
 // SetRole changes the role that this node says it has, which is told at once.
 func (t *Table[T]) SetRole(now monotime.Time, r wire.Role) {
-	if t.self.Set(r) {
-		t.greet(now)
+	if t.self.Set(r) && t.said {
+		t.due = now // before anything that is said because of it
 	}
 }
 

@@ -177,14 +177,14 @@ func (m *Syncd) OwnerName(owner uint8) string { return m.peers.OwnerName(owner) 
 // SetRole changes the role that this node says it has, which is told at once.
 func (m *Syncd) SetRole(now monotime.Time, r wire.Role) { m.peers.SetRole(now, r) }
 
-// Leads reports whether the node with this owner number may be in charge (see
-// meet.View.Leads), and whether nothing of it is wanted any more.
+// Leads reports whether the node with this owner number may be in charge, by its word, and
+// whether it knows our role (see meet.View.Knows), and nothing of it is wanted any more.
 func (m *Syncd) Leads(now monotime.Time, owner uint8) (leads, known bool) {
 	p := m.peers.Living(now, owner)
 	if p == nil {
 		return false, false
 	}
-	return m.peers.Leads(p), p.State.wanted.Empty()
+	return p.Role.Leads(), m.peers.Knows(p) && p.State.wanted.Empty()
 }
 
 // InStep reports whether everything of ours has left.

@@ -215,7 +215,7 @@ func New(cfg Config, store Store, replica Replica) *Machine {
 // SetRole changes the role that this node says it has, which is told at once.
 func (m *Machine) SetRole(now monotime.Time, r wire.Role) {
 	if m.self.Set(r) {
-		m.greet(now)
+		m.helloDue = now // before anything that is said because of it
 	}
 }
 

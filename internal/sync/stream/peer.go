@@ -224,12 +224,13 @@ func (m *Machine) Peers(now monotime.Time) []PeerState {
 }
 
 // Leads reports whether the node with this owner number may be in charge, by the word of
-// a session that is met and heard (see meet.View.Leads), and whether what is held of it
-// is known to be what it has, but for what is in doubt.
+// a session that is met and heard, and whether our flows may be given up in its favour:
+// it knows our role (see meet.View.Knows), and what is held of it is what it has, but for
+// what is in doubt.
 func (m *Machine) Leads(now monotime.Time, owner uint8) (leads, known bool) {
 	for _, p := range m.peers {
 		if p.met && p.owner == owner && p.alive(now, m.cfg.DeadAfter) {
-			return p.role.Leads(&m.self), p.whole() && p.wanted.Empty()
+			return p.role.Leads(), p.role.Knows(&m.self) && p.whole() && p.wanted.Empty()
 		}
 	}
 	return false, false

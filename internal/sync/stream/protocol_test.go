@@ -18,7 +18,7 @@ var sentences = []struct {
 	quote string
 	proof func(t *testing.T)
 }{
-	{"(3.1) A node sends a HELLO once a second, and at once when it hears a session that it has not met or that has not met it, when its role changes, and when it hears of a change of another's, but no more than 20 a second.", func(t *testing.T) {
+	{"(3.1) A node sends a HELLO once a second, and at once when it hears a session that it has not met or that has not met it, or when it hears of a change of another's role, but no more than 20 a second; and at once when its own role changes.", func(t *testing.T) {
 		s := newStage(t)
 		count(t, s.do("start A\nrun 9500ms"), "A  HELLO", 10)
 		h := newHand(t, Config{})
@@ -133,7 +133,7 @@ var sentences = []struct {
 		wants(wire.RolePrimary, (1+3*253)%255+1)
 		h.says(wire.Standing{}, 0)
 		h.bulk(1)
-		if m := h.n.m; m.Peers(h.now)[0].Role != wire.RoleUnsaid || !m.peers[0].role.Leads(&m.self) {
+		if m := h.n.m; m.Peers(h.now)[0].Role != wire.RoleUnsaid || !m.peers[0].role.Leads() || !m.peers[0].role.Knows(&m.self) {
 			t.Errorf("one who knows of no roles: %+v", m.Peers(h.now)[0])
 		}
 		h.says(wire.Standing{Role: 4, Edition: 1}, 0)
@@ -189,7 +189,7 @@ var sentences = []struct {
 			t.Error("a change of our role is not told at once")
 		}
 	}},
-	{"(3.10) A node leads, for another one, if its session is met and heard, and its role is primary or 0; but if that has an edition, only if it has heard the edition that the other one's has now.", func(t *testing.T) {
+	{"(3.10) A node leads if its session is met and heard, and its role is primary or 0. It knows another node's role if it has heard the edition that this one has now, or has edition 0 itself.", func(t *testing.T) {
 		h := newHand(t, Config{})
 		h.n.m.SetRole(h.now, wire.RoleBackup)
 		leads := func(want bool) {
@@ -214,16 +214,18 @@ var sentences = []struct {
 		for _, r := range []wire.Role{wire.RoleUnsaid, wire.RolePrimary, wire.RoleBackup, wire.RoleFault} {
 			edition := 10 + uint8(r)
 			h.says(wire.Standing{Role: r, Edition: edition}, 0)
-			leads(false)
+			leads(r <= wire.RolePrimary)
+			known(false)
 			h.n.m.SetRole(h.now, wire.RoleFault)
 			h.says(wire.Standing{Role: r, Edition: edition}, h.n.m.self.Says().Edition-1)
-			leads(false)
+			known(false)
 			h.says(wire.Standing{Role: r, Edition: edition}, h.n.m.self.Says().Edition)
-			leads(r <= wire.RolePrimary)
+			known(true)
 			h.says(wire.Standing{Role: r, Edition: edition}, h.n.m.self.Says().Edition-1) // overtaken
+			known(true)
 			leads(r <= wire.RolePrimary)
 			h.n.m.SetRole(h.now, wire.RoleBackup)
-			leads(false)
+			known(false)
 		}
 		h.says(wire.Standing{Role: wire.RolePrimary, Edition: 20}, h.n.m.self.Says().Edition)
 		leads(true)
