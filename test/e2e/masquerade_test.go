@@ -360,6 +360,9 @@ func TestFailbackDuringPurge(t *testing.T) {
 					t.Errorf("gone already:\n%s", lacks)
 				}
 			}
+			if d.second == theirs { // which tells the end only of what it has told of before
+				waitFor(t, after/2, "what the conntrackd carries is known", func() bool { return k.fw1.External().missing(all) == "" })
+			}
 			var ended tuple // one of them, on the peer
 			for key, f := range kernelFlows(t, k2, tcp) {
 				ended = key
