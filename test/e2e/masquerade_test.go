@@ -327,6 +327,9 @@ func openIdle(t testing.TB, p *lab.Pair) {
 // before.
 func TestFailbackDuringPurge(t *testing.T) {
 	for _, d := range dialects {
+		if d.instant && d.second == theirs {
+			continue // not always: docs/conntrackd.md
+		}
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
 			const after = 8 * time.Second
@@ -359,9 +362,6 @@ func TestFailbackDuringPurge(t *testing.T) {
 				if lacks := kernelTable(t, k1, tcp).missing(all); lacks != "" {
 					t.Errorf("gone already:\n%s", lacks)
 				}
-			}
-			if d.second == theirs { // which tells the end only of what it has told of before
-				waitFor(t, after/2, "what the conntrackd carries is known", func() bool { return k.fw1.External().missing(all) == "" })
 			}
 			var ended tuple // one of them, on the peer
 			for key, f := range kernelFlows(t, k2, tcp) {
