@@ -239,8 +239,12 @@ func TestStandbysPurgeNothing(t *testing.T) {
 	wantSentence(t, "(10.3) The end of a flow that a node tells is the end of other nodes' flows with the same tuple only if that node leads when they hear of it.")
 	bubble(t, func(t *testing.T) {
 		n, a, b := mirrorPair(t)
-		led := 0
+		led := 0 // belongs to the loop
 		a.do(func() { a.Engine.cfg.Led = func() { led++ } })
+		hasLed := func() (n int) {
+			a.do(func() { n = led })
+			return n
+		}
 		a.opened(10)
 		time.Sleep(settled)
 		a.tell(wire.RolePrimary)
@@ -262,8 +266,8 @@ func TestStandbysPurgeNothing(t *testing.T) {
 		}
 		b.kernel.Destroy(newFlow(3).Orig, 0)
 		time.Sleep(settled)
-		if n := a.count(false); n != (Remnants{All: 10, Unled: true}) || led != 0 {
-			t.Errorf("one that stands by has ended a flow: %+v; another one has led %d times", n, led)
+		if n := a.count(false); n != (Remnants{All: 10, Unled: true}) || hasLed() != 0 {
+			t.Errorf("one that stands by has ended a flow: %+v; another one has led %d times", n, hasLed())
 		}
 		// Nor has anybody taken over, whatever the other one has.
 		if n := a.count(true); n != (Remnants{All: 10, Held: 9, Unled: true}) || n.TakenOver() {
@@ -275,8 +279,8 @@ func TestStandbysPurgeNothing(t *testing.T) {
 
 		b.tell(wire.RolePrimary)
 		time.Sleep(settled)
-		if led != 1 {
-			t.Errorf("another one has led %d times", led)
+		if n := hasLed(); n != 1 {
+			t.Errorf("another one has led %d times", n)
 		}
 		b.kernel.Destroy(newFlow(4).Orig, 0)
 		time.Sleep(settled)
