@@ -738,6 +738,9 @@ func (e *Engine) whole(ev *flow.Event) *flow.Flow {
 	if e.park == nil || ev.Kind != flow.EventUpdate {
 		return &ev.Flow
 	}
+	if e.kernel.first {
+		e.lookSoon() // the rest: its owner may have just ended it, or have told something else
+	}
 	o, h := e.latest(&ev.Flow.Orig, false)
 	if h == 0 {
 		return &ev.Flow

@@ -299,6 +299,61 @@ func TestParking(t *testing.T) {
 	})
 }
 
+// A packet with an event passes a parked entry of which the owner has just told the end,
+// so that nobody but the kernel knows all of what is this node's own from then on.
+func TestParkedAndEndedThere(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		f := newFlow(6) // with a helper
+		establish(&f)
+		f.Mark, f.Has = 1, f.Has|flow.HasMark
+		a.kernel.Create(f, 0)
+		time.Sleep(settled)
+		wantParked(t, b, a)
+		a.kernel.Destroy(f.Orig, 0)
+		for range 1000 {
+			if synctest.Wait(); len(b.externalTable()) == 0 {
+				break
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+		if !b.kernel.Update(f.Orig, 0, func(f *flow.Flow) { f.Mark, f.Timeout = 9, 300 }) {
+			t.Fatal("the entry was deleted before a packet could pass it")
+		}
+		time.Sleep(touchedLook + settled)
+		if own := b.internalTable(); len(own) != 1 {
+			t.Errorf("%d flows are the node's own", len(own))
+		}
+		wantInternal(t, b)
+		a.stop()
+		b.stop()
+	})
+}
+
+// What a takeover makes of a flow that is opening, and was not parked in time, tells of its
+// window scale when the other end answers.
+func TestAdoptOpening(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		b.do(func() { b.HoldPark(func() {}) })
+		f := newFlow(0)
+		a.kernel.Create(f, 0)
+		time.Sleep(settled)
+		b.adopt()
+		b.kernel.Update(f.Orig, 0, func(f *flow.Flow) {
+			establish(f)
+			f.TCPFlags[0], f.TCPWScale[0] = flow.TCPFlagWindowScale, 7
+		})
+		time.Sleep(settled)
+		wantInternal(t, b)
+		if own := b.internalTable(); own[f.Orig].TCPWScale != [2]uint8{7, 8} {
+			t.Errorf("%+v", own)
+		}
+		a.stop()
+		b.stop()
+	})
+}
+
 // A burst of updates of one flow is one request.
 func TestParkingCollapsesBursts(t *testing.T) {
 	bubble(t, func(t *testing.T) {
