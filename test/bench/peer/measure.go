@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
-	"slices"
 	"time"
 
 	"syncd/test/bench/rig"
@@ -57,7 +55,7 @@ func measure(ctx context.Context, o options, kind rig.Kind) (s *Sample, err erro
 	if s.Divergence, err = p.diverged(); err != nil {
 		return nil, err
 	}
-	if s.Latency, err = p.latency(ctx, g, o.latency, o.duration, nil); err != nil {
+	if s.Latency, err = p.latency(ctx, g, o.latency, 2*o.duration, nil); err != nil {
 		return nil, err
 	}
 	if err := p.packets(ctx, s); err != nil {
@@ -314,104 +312,4 @@ func (p *pairUnderTest) flush(s *Sample) error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-}
-
-// pollEvery is the pause between two looks at the backup's counters.
-const pollEvery = 300 * time.Microsecond
-
-// warmUp is how long a load goes on before something happens beside it.
-const warmUp = 500 * time.Millisecond
-
-// latency measures how long after the kernel ended a flow the backup knows. Both
-// daemons count the ends that they have applied to their external cache, and ends come
-// in order: when the count is k, the k-th is known. What is told is too long by the
-// time between two looks. It is ends that are looked at because nothing else is
-// counted alike: what is said of a living flow may be said together, and again.
-//
-// during, if there is one, begins with the load, and only ends of flows count that come
-// before it returns.
-func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d time.Duration, during func(context.Context) error) (l Latency, err error) {
-	first, err := p.b.Counters()
-	if err != nil {
-		return l, err
-	}
-	type look struct {
-		at    time.Time
-		known uint64
-	}
-	var looks []look
-	stop, done := make(chan struct{}), make(chan error, 1)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine. It looks for a moment each time,
-		// and must not wait for a processor itself.
-		runtime.LockOSThread()
-		if err := rig.RealTime(0); err != nil {
-			done <- err
-			return
-		}
-		for {
-			c, err := p.b.Counters()
-			if err != nil {
-				done <- err
-				return
-			}
-			looks = append(looks, look{time.Now(), c.Deleted - first.Deleted})
-			select {
-			case <-stop:
-				done <- nil
-				return
-			default:
-				nap(pollEvery)
-			}
-		}
-	}()
-	g.stamp, g.ends = true, nil
-	begun, ended := time.Time{}, make(chan error, 1)
-	var until time.Time
-	if during != nil {
-		go func() {
-			time.Sleep(warmUp)
-			begun = time.Now()
-			err := during(ctx)
-			until = begun.Add(max(time.Since(begun), warmUp)) // or nothing happens meanwhile
-			ended <- err
-		}()
-	} else {
-		ended <- nil
-	}
-	_, took, err := g.churn(ctx, rate, p.o.lives, d)
-	g.stamp = false
-	if derr := <-ended; err == nil {
-		err = derr
-	}
-	time.Sleep(p.patience() / 5) // for those that are on their way
-	close(stop)
-	if perr := <-done; err == nil {
-		err = perr
-	}
-	if err != nil {
-		return l, fmt.Errorf("latency: %w", err)
-	}
-	var all []float64
-	i := 0
-	for _, k := range looks {
-		for ; i < len(g.ends) && uint64(i) < k.known; i++ {
-			if during == nil || g.ends[i].After(begun) && g.ends[i].Before(until) {
-				all = append(all, k.at.Sub(g.ends[i]).Seconds())
-			}
-		}
-	}
-	if len(all) == 0 {
-		return l, errors.New("latency: no flow arrived")
-	}
-	slices.Sort(all)
-	at := func(q float64) float64 { return all[int(q*float64(len(all)-1))] }
-	var gaps []float64
-	for j := 1; j < len(looks); j++ {
-		gaps = append(gaps, looks[j].at.Sub(looks[j-1].at).Seconds())
-	}
-	return Latency{
-		Rate: rate, Flows: len(all), Missing: len(g.ends) - i, Seconds: took.Seconds(),
-		P50: at(0.5), P99: at(0.99), Max: all[len(all)-1], Resolution: median(gaps),
-	}, nil
 }

@@ -92,16 +92,17 @@ type MemoryUse struct {
 	PerFlowExternal float64 `json:"pss_per_flow_external"`
 }
 
-// Latency is from the kernel's making of a flow to its being in the peer's cache.
+// Latency is from the kernel's ending of a flow to the peer's cache without it.
 type Latency struct {
-	Rate       int     `json:"events_per_s"`
-	Seconds    float64 `json:"seconds"`
-	Flows      int     `json:"flows"`
-	Missing    int     `json:"flows_missing"`
-	P50        float64 `json:"p50_s"`
-	P99        float64 `json:"p99_s"`
-	Max        float64 `json:"max_s"`
-	Resolution float64 `json:"resolution_s"` // between two looks
+	Rate    int     `json:"events_per_s"`
+	Seconds float64 `json:"seconds"`
+	Flows   int     `json:"flows"`         // that ended
+	Missing int     `json:"flows_missing"` // of which the backup was not told; unless it is 0 the times are not to be trusted
+	Looks   int     `json:"looks"`
+	P50     float64 `json:"p50_s"`
+	P99     float64 `json:"p99_s"`
+	Max     float64 `json:"max_s"`
+	Way     float64 `json:"look_s"` // of a look: what is said is too long by this at most, in the median
 }
 
 // Flush is the emptying of the kernel's table in one request.
@@ -330,7 +331,11 @@ func (r *Results) table(out io.Writer) {
 			if limited {
 				fmt.Fprint(out, " (more was not made)")
 			}
-			fmt.Fprintf(out, "; latency of %d flows, resolution %.2f ms\n", s.Latency.Flows, s.Latency.Resolution*1e3)
+			fmt.Fprintf(out, "; latency by %d looks of %.2f ms", s.Latency.Looks, s.Latency.Way*1e3)
+			if n := s.Latency.Missing; n != 0 {
+				fmt.Fprintf(out, " (not to be trusted: the count of ends is short by %d)", n)
+			}
+			fmt.Fprintln(out)
 		}
 	}
 }

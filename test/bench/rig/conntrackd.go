@@ -100,7 +100,7 @@ func (d *Daemon) conntrackdCounters() (c Counters, err error) {
 	}{
 		{external, "connections created:", &c.Created},
 		{external, "connections updated:", &c.Updated},
-		{external, "connections destroyed:", &c.Deleted},
+		{external, destroyedCount, &c.Deleted},
 		{runtime, "events received:", &c.Events},
 		{runtime, "netlink overrun:", &c.Overruns},
 	} {
@@ -124,7 +124,10 @@ func (d *Daemon) conntrackdEntries() (internal, external uint64, err error) {
 	return internal, external, err
 }
 
-const externalCache = "cache external:"
+const (
+	externalCache  = "cache external:"
+	destroyedCount = "connections destroyed:"
+)
 
 // after returns the number that follows a word in a text.
 func after(text, word string) (uint64, error) {

@@ -12,7 +12,7 @@ import (
 )
 
 // keptAlive returns a function that reads the counters of a syncd over one
-// connection: a poll a millisecond should cost the daemon as little as may be.
+// connection.
 func keptAlive(socket string) func(context.Context) (*ctl.Stats, error) {
 	c := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
