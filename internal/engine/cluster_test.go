@@ -655,11 +655,8 @@ func (c *cluster) commit(m *member) {
 		m.version++
 		f.Mark = m.version
 		f.Has |= flow.HasMark
-		if f.Orig.Proto == flow.TCP { // a kernel always tells all three
-			if f.Has&flow.HasTCPWScale != 0 {
-				f.TCPFlags = [2]uint8{flow.TCPFlagWindowScale, flow.TCPFlagWindowScale}
-			}
-			f.Has |= flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale
+		if f.Orig.Proto == flow.TCP && f.Has&flow.HasTCPWScale != 0 {
+			f.TCPFlags = [2]uint8{flow.TCPFlagWindowScale, flow.TCPFlagWindowScale}
 		}
 		m.kernel.Create(f, commitPort)
 	}

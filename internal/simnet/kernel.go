@@ -93,6 +93,9 @@ func (k *Kernel) Create(f flow.Flow, port uint32) bool {
 	}
 	f.Status |= flow.StatusConfirmed
 	f.Has |= flow.HasReply | flow.HasStatus | flow.HasTimeout | flow.HasID
+	if f.Orig.Proto == flow.TCP {
+		f.Has |= flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale // all of it, whoever made the flow of what
+	}
 	b[f.Orig] = &f
 	k.n++
 	k.emit(flow.EventNew, f, f.Has, port)

@@ -75,6 +75,14 @@ func TestEventsTellWhatChanged(t *testing.T) {
 		if k.Create(f, 0); k.Create(f, 0) {
 			t.Error("a tuple was taken twice")
 		}
+		<-full
+		f = testFlow(2) // of a commit that knows nothing of its state
+		f.Has = 0
+		k.Create(f, 9)
+		b := <-full
+		if has := b.Events[0].Flow.Has; has != always|flow.HasTCP|flow.HasTCPFlags|flow.HasTCPWScale {
+			t.Errorf("a flow of TCP has %#x", has)
+		}
 	})
 }
 
