@@ -33,6 +33,8 @@ type Ruleset struct {
 	// Untracked are interfaces whose traffic conntrack does not see: the
 	// dedicated links.
 	Untracked []string
+
+	VRRP bool // lets the firewalls hear one another's VRRP
 }
 
 // SNAT gives flows from a network to the outside one source address. It is plain
@@ -41,6 +43,11 @@ type Ruleset struct {
 type SNAT struct {
 	From netip.Prefix
 	To   netip.Addr
+
+	// Random gives every flow another port, as "snat to ADDRESS fully-random". Without it
+	// a flow keeps its port where that is free, so that a mapping which is made anew by
+	// another firewall may be the same by chance.
+	Random bool
 }
 
 // Forward sends flows from the outside to an address and port (of TCP and of
@@ -115,9 +122,10 @@ func (r Ruleset) compile(t *table) {
 	}
 	t.chain("snat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
 	for _, s := range r.SNAT {
-		action := []expr.Any{&expr.Masq{}}
+		action := []expr.Any{&expr.Masq{FullyRandom: s.Random}}
 		if s.To.IsValid() {
 			action = translate(expr.NATTypeSourceNAT, s.To, 0)
+			action[len(action)-1].(*expr.NAT).FullyRandom = s.Random
 		}
 		t.rule(outOn(r.Outside), addressIn(fieldSrc, s.From), action)
 	}
@@ -153,6 +161,10 @@ func (r Ruleset) compile(t *table) {
 	}
 	t.rule(protocol(unix.IPPROTO_ICMPV6), accept()) // neighbour discovery
 	t.rule(protocol(unix.IPPROTO_ICMP), accept())
+	if r.VRRP {
+		const vrrp = 112 // RFC 9568, section 5.1.1.4
+		t.rule(protocol(vrrp), accept())
+	}
 	t.rule(state(known), accept())
 }
 

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,95 +10,50 @@ import (
 
 	"syncd/internal/ctl"
 	"syncd/internal/lab"
+	"syncd/internal/lab/keepalived"
 )
 
 // shippedKeepalived is the example that operators start from. The tests run it,
 // with nothing but names and addresses replaced.
 const shippedKeepalived = "../../deploy/keepalived/keepalived.conf"
 
-// keepalived is a real keepalived beside the syncd of a firewall.
-type keepalived struct {
-	t    testing.TB
-	fw   *firewall
-	dir  string
-	conf string
-	log  string
-	proc *lab.Process // nil while it is stopped
+// vrrp is a real keepalived beside the syncd of a firewall.
+type vrrp struct {
+	t testing.TB
+	*keepalived.Daemon
 }
 
 // newKeepalived writes the configuration of firewall 1 or 2 of a pair.
-func newKeepalived(t testing.TB, fw *firewall, number int, syncd, dir string) *keepalived {
+func newKeepalived(t testing.TB, fw *firewall, number int, syncd, dir string) *vrrp {
 	t.Helper()
-	name := fw.node.Name()
-	k := &keepalived{t: t, fw: fw, dir: dir, conf: filepath.Join(dir, name+".conf"), log: filepath.Join(dir, name+".log")}
 	shipped, err := os.ReadFile(shippedKeepalived)
 	ok(t, err)
-	own, peer := fmt.Sprint(1+number), fmt.Sprint(4-number)
-	// One pass over the text: what has been replaced is not looked at again.
-	r := []string{
-		"eth0", lab.IfOutside, "eth1", lab.IfInside,
-		"198.51.100.1/24", "203.0.113.1/24", "198.51.100.2", "203.0.113." + own, "198.51.100.3", "203.0.113." + peer,
-		"192.0.2.1/24", "198.51.100.1/24",
-		"2001:db8:0::1/64", "2001:db8:2::1/64", "2001:db8:0::2", "2001:db8:2::" + own, "2001:db8:0::3", "2001:db8:2::" + peer,
-		"/usr/sbin/syncd ctl", syncd + " ctl --socket " + fw.socket,
-		"router_id fw1", "router_id " + name,
-	}
-	if number == 2 {
-		r = append(r, "priority 100", "priority 90")
-	}
-	for i := 0; i < len(r); i += 2 {
-		if !strings.Contains(string(shipped), r[i]) {
-			t.Fatalf("%s does not say %q any more", shippedKeepalived, r[i])
-		}
-	}
-	k.write(strings.NewReplacer(r...).Replace(string(shipped)))
+	config, err := keepalived.Config(string(shipped), fw.node, number, syncd+" ctl --socket "+fw.socket)
+	ok(t, err)
+	d, err := keepalived.New(fw.node, dir, config)
+	ok(t, err)
 	t.Cleanup(func() {
 		if t.Failed() {
-			b, _ := os.ReadFile(k.log)
-			t.Logf("the log of keepalived on %s:\n%s", name, tail(string(b), 80))
+			b, _ := os.ReadFile(d.Log)
+			t.Logf("the log of keepalived on %s:\n%s", fw.node.Name(), tail(string(b), 80))
 		}
 	})
-	return k
-}
-
-func (k *keepalived) write(conf string) {
-	k.t.Helper()
-	ok(k.t, os.WriteFile(k.conf, []byte(conf), 0o600))
+	return &vrrp{t, d}
 }
 
 // Replace changes the configuration for the next start.
-func (k *keepalived) Replace(old, with string) {
+func (k *vrrp) Replace(old, with string) {
 	k.t.Helper()
-	b, err := os.ReadFile(k.conf)
+	b, err := os.ReadFile(k.Conf)
 	ok(k.t, err)
 	if !strings.Contains(string(b), old) {
 		k.t.Fatalf("the configuration does not say %q", old)
 	}
-	k.write(strings.ReplaceAll(string(b), old, with))
+	ok(k.t, os.WriteFile(k.Conf, []byte(strings.ReplaceAll(string(b), old, with)), 0o600))
 }
 
-func (k *keepalived) Start() {
-	k.t.Helper()
-	log, err := os.OpenFile(k.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	ok(k.t, err)
-	defer log.Close()
-	pid := func(name string) string { return filepath.Join(k.dir, k.fw.node.Name()+"."+name) }
-	cmd := k.fw.node.Command("keepalived", "--dont-fork", "--log-console", "--log-detail", "--vrrp",
-		"-f", k.conf, "-p", pid("pid"), "-r", pid("vrrp.pid"))
-	cmd.Stdout, cmd.Stderr = log, log
-	k.proc, err = k.fw.node.Start(cmd)
-	ok(k.t, err)
-}
-
-// Stop ends keepalived as systemd does.
-func (k *keepalived) Stop() {
-	k.t.Helper()
-	p := k.proc
-	k.proc = nil
-	if err := p.Stop(10 * time.Second); err != nil {
-		k.t.Errorf("keepalived on %s: %v", k.fw.node.Name(), err)
-	}
-}
+func (k *vrrp) Start() { k.t.Helper(); ok(k.t, k.Daemon.Start()) }
+func (k *vrrp) Stop()  { k.t.Helper(); ok(k.t, k.Daemon.Stop()) }
 
 // settle waits until every connection speaks again, and returns the longest gap
 // since the last call.
@@ -138,7 +92,7 @@ func (tr traffic) settle(t testing.TB, patience time.Duration) (longest time.Dur
 // A pair that is driven by keepalived alone, as deploy/keepalived/keepalived.conf
 // has it: every way in which the addresses move keeps every connection.
 func TestKeepalived(t *testing.T) {
-	need(t, "keepalived", "nft")
+	need(t, "keepalived")
 	for _, mode := range []string{"commit", "instant"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -151,18 +105,10 @@ func testKeepalived(t *testing.T, mode string) {
 	l := newLab(t)
 	p, err := lab.FirewallPair(l)
 	ok(t, err)
-	ok(t, p.LoadRules(p.Rules()))
-	for _, fw := range []*lab.Node{p.FW1, p.FW2} {
-		out, err := fw.Output(fw.Command("nft", "insert", "rule", "inet", "lab", "input", "meta", "l4proto", "vrrp", "accept"))
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
-	// From here on the virtual addresses are keepalived's.
-	for _, a := range []lab.Addresses{p.V4, p.V6} {
-		ok(t, p.FW1.DelAddr(lab.IfInside, netip.PrefixFrom(a.InsideVIP, a.InsideVIP.BitLen())))
-		ok(t, p.FW1.DelAddr(lab.IfOutside, netip.PrefixFrom(a.OutsideVIP, a.OutsideVIP.BitLen())))
-	}
+	rules := p.Rules()
+	rules.VRRP = true
+	ok(t, p.LoadRules(rules))
+	ok(t, keepalived.Release(p))
 
 	// What scripts run must not be below a folder that others may write to.
 	dir, err := l.Dir()
