@@ -37,18 +37,18 @@ func (d *dialogue) Send(datagrams [][]byte) { d.out = datagrams }
 func (d *dialogue) MaxPayload() int         { return 1400 }
 func (d *dialogue) Heard(int)               {}
 
-func newDialogue(t testing.TB) *dialogue {
+func newDialogue(t testing.TB, options ...func(*Config)) *dialogue {
 	keys := []seal.Key{seal.NewKey()}
 	ours, err := seal.New(ourSession, keys)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &dialogue{seq: 1, plain: make([]byte, 0, 1<<14), sealed: make([]byte, 0, 1<<14), opened: make([]byte, 0, 1<<14)}
+	d := &dialogue{seq: 1, status: wire.Message{Sync: new(wire.Sync)}, plain: make([]byte, 0, 1<<14), sealed: make([]byte, 0, 1<<14), opened: make([]byte, 0, 1<<14)}
 	if d.peer, err = seal.New(peerSession, keys); err != nil {
 		t.Fatal(err)
 	}
 	s := &sealed{box: ours}
-	d.Engine = quietEngine(t, func(cfg *Config) {
+	d.Engine = quietEngine(t, append(options, func(cfg *Config) {
 		cfg.Mirror, cfg.Sealer = true, s
 		cfg.NewMode = func(e *Engine) Mode {
 			d.stream = stream.New(stream.Config{
@@ -57,7 +57,7 @@ func newDialogue(t testing.TB) *dialogue {
 			}, e, e.Replica())
 			return d.stream
 		}
-	})
+	})...)
 	d.cfg.Sender = d
 	d.rd.Sync = true
 	for i := range d.in.from {

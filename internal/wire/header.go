@@ -134,11 +134,14 @@ type Message struct {
 
 	From, To Seq // both inclusive; zero unless Type is Ctl and Flags have ACK, NACK or RESYNC
 
+	Hash uint64 // FlowHash of types 0 to 5 without fault, if Reader.Sync
+
 	Flow   flow.Flow   // types 0 to 2 without fault
 	Expect flow.Expect // types 3 to 5 without fault
-	Sync   Sync        // type SyncCtl without fault
 
-	Hash uint64 // FlowHash of types 0 to 5 without fault, if Reader.Sync
+	// Sync is the body of type SyncCtl without fault. It is apart because it is large and
+	// rare. Next makes one if there is none.
+	Sync *Sync
 }
 
 // IsExpect reports whether m is about an expectation.

@@ -79,7 +79,10 @@ func (r *Reader) body(m *Message, msg []byte) Fault {
 			m.Hash = FlowHash(r.Seed, msg)
 		}
 	case m.Type == SyncCtl && r.Sync:
-		if !parseSync(Kind(m.Flags), msg, &m.Sync) {
+		if m.Sync == nil {
+			m.Sync = new(Sync)
+		}
+		if !parseSync(Kind(m.Flags), msg, m.Sync) {
 			return FaultPayload
 		}
 	case m.Type != Ctl:

@@ -104,9 +104,10 @@ func syncs() *rapid.Generator[wire.Sync] {
 
 func TestRoundTripSync(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		want := wire.Message{Type: wire.SyncCtl, Seq: wire.Seq(rapid.Uint32().Draw(t, "seq")), Sync: syncs().Draw(t, "sync")}
+		sync := syncs().Draw(t, "sync")
+		want := wire.Message{Type: wire.SyncCtl, Seq: wire.Seq(rapid.Uint32().Draw(t, "seq")), Sync: &sync}
 		want.Flags = wire.Flags(want.Sync.Kind)
-		b := appendSync([]byte("before"), want.Seq, &want.Sync)[6:]
+		b := appendSync([]byte("before"), want.Seq, want.Sync)[6:]
 		if len(b)%4 != 0 || len(b) > wire.MaxSyncLen {
 			t.Fatalf("%d octets", len(b))
 		}
@@ -176,7 +177,7 @@ func TestDiagrams(t *testing.T) {
 			t.Errorf("%v: appended\n% x, want\n% x", d.sync.Kind, got, want)
 		}
 		got := readSync(want)
-		if len(got) != 1 || got[0].Seq != 0x0a0b0c0d || got[0].Sync != d.sync {
+		if len(got) != 1 || got[0].Seq != 0x0a0b0c0d || *got[0].Sync != d.sync {
 			t.Errorf("%v: read %+v", d.sync.Kind, got)
 		}
 	}
@@ -316,6 +317,7 @@ func TestOldHello(t *testing.T) {
 		heard uint8
 	}{{roleless, wire.Standing{}, 0}, {roleful, wire.Standing{Edition: 9}, 7}} {
 		var m wire.Message
+		m.Sync = new(wire.Sync)
 		m.Sync.Greets[0].Heard = 5 // of the message before
 		r := wire.Reader{Sync: true}
 		r.Reset(octets(t, c.hex))
@@ -336,7 +338,7 @@ func FuzzSync(f *testing.F) {
 			if m.Fault != wire.FaultNone || m.Type != wire.SyncCtl || m.Sync.Kind.String() == "?" {
 				continue
 			}
-			got := readSync(appendSync(nil, m.Seq, &m.Sync))
+			got := readSync(appendSync(nil, m.Seq, m.Sync))
 			if len(got) != 1 || !reflect.DeepEqual(got[0].Sync, m.Sync) {
 				t.Fatalf("(-want +got):\n%s", cmp.Diff(m.Sync, got[0].Sync))
 			}
@@ -354,7 +356,7 @@ func TestAllocsSync(t *testing.T) {
 			r.Reset(b)
 			for r.Next(&m) {
 			}
-			buf = appendSync(buf[:0], 1, &m.Sync)
+			buf = appendSync(buf[:0], 1, m.Sync)
 		}); n > 1 || n > 0 && d.sync.Kind != wire.Hello { // the name becomes a string
 			t.Errorf("%v: %v allocations", d.sync.Kind, n)
 		}

@@ -162,8 +162,8 @@ const (
 
 // greet lets theirs say HELLO with its next number, and guess our challenge.
 func greet(m *Syncd, now monotime.Time, seq wire.Seq, knows bool) {
-	hello := &wire.Message{Type: wire.SyncCtl, Seq: seq}
-	s := &hello.Sync
+	hello := &wire.Message{Type: wire.SyncCtl, Seq: seq, Sync: new(wire.Sync)}
+	s := hello.Sync
 	s.Kind, s.N, s.Name[0] = wire.Hello, 1, 'B'
 	s.Greets[0] = wire.Greet{Session: ours, Echo: [16]byte{1}}
 	if !knows {
@@ -282,7 +282,7 @@ func TestSyncdRole(t *testing.T) {
 	if !r.Next(&msg) || msg.Sync.Kind != wire.Hello || msg.Sync.Says != (wire.Standing{Role: wire.RoleBackup, Edition: 2}) {
 		t.Errorf("%+v", msg.Sync.Says)
 	}
-	msg = wire.Message{Type: wire.SyncCtl, Seq: 100}
+	msg = wire.Message{Type: wire.SyncCtl, Seq: 100, Sync: new(wire.Sync)}
 	msg.Sync.Kind, msg.Sync.N, msg.Sync.Name[0] = wire.Hello, 1, 'B'
 	for _, role := range []wire.Role{wire.RolePrimary, wire.RoleFault} {
 		msg.Sync.Says.Role = role

@@ -85,7 +85,7 @@ func send(tb testing.TB, m sender, now monotime.Time) (out []wire.Message) {
 		}
 		b := m.AppendDatagram(now, nil, 1400)
 		r.Reset(b)
-		for msg := new(wire.Message); r.Next(msg); {
+		for msg := new(wire.Message); r.Next(msg); msg = new(wire.Message) {
 			if msg.Fault != wire.FaultNone {
 				tb.Fatalf("a message with a fault: %v", msg.Fault)
 			}

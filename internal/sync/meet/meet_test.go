@@ -87,7 +87,8 @@ func TestMeeting(t *testing.T) {
 		}
 	}
 	// Nor does an echo of another challenge meet anyone.
-	forged := *m
+	forged, sync := *m, *m.Sync
+	forged.Sync = &sync
 	forged.Sync.Greets[0].Session, forged.Sync.Greets[0].Echo = 21, [16]byte{1, 2, 3}
 	w.give(c, 10, &forged, Greeted)
 	// Our own session, no session, a fault and flags on data are refused.

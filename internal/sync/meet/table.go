@@ -95,7 +95,7 @@ func (t *Table[T]) Receive(now monotime.Time, session uint64, msg *wire.Message)
 		return nil, Refused
 	}
 	if !data && msg.Sync.Kind == wire.Hello {
-		return t.hello(now, session, &msg.Sync)
+		return t.hello(now, session, msg.Sync)
 	}
 	p := t.find(session)
 	if p == nil || !p.Met {

@@ -49,7 +49,7 @@ func (m *Syncd) Receive(now monotime.Time, session uint64, msg *wire.Message) (v
 	data := msg.Type != wire.SyncCtl
 	if !data && !msg.Sync.Kind.InStream() {
 		m.see(f, msg.Seq)
-		m.receiveAside(now, &msg.Sync)
+		m.receiveAside(now, msg.Sync)
 		return wire.Control, d
 	}
 	if msg.Seq.Before(f.expected) {
@@ -60,7 +60,7 @@ func (m *Syncd) Receive(now monotime.Time, session uint64, msg *wire.Message) (v
 	f.expected = msg.Seq + 1
 	switch {
 	case !data:
-		m.receiveMarker(p, &msg.Sync)
+		m.receiveMarker(p, msg.Sync)
 		return wire.Control, d
 	case msg.Fault != wire.FaultNone:
 		m.Stats.Bad++

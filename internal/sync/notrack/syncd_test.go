@@ -24,7 +24,7 @@ func met(t *testing.T, s *shelf, every time.Duration) (*Syncd, monotime.Time) {
 		BulkInterval: every,
 	}, s, s)
 	now := monotime.Time(1)
-	hello := &wire.Message{Type: wire.SyncCtl, Seq: 100}
+	hello := &wire.Message{Type: wire.SyncCtl, Seq: 100, Sync: new(wire.Sync)}
 	hello.Sync.Kind, hello.Sync.N = wire.Hello, 1
 	copy(hello.Sync.Name[:], "B")
 	hello.Sync.Greets[0] = wire.Greet{Session: ours}
@@ -40,7 +40,7 @@ func met(t *testing.T, s *shelf, every time.Duration) (*Syncd, monotime.Time) {
 func data(seq wire.Seq) *wire.Message { return &wire.Message{Type: wire.CTUpd, Seq: seq} }
 
 func bulkMsg(k wire.Kind, seq wire.Seq, id uint32, mask wire.Mask) *wire.Message {
-	m := &wire.Message{Type: wire.SyncCtl, Flags: wire.Flags(k), Seq: seq}
+	m := &wire.Message{Type: wire.SyncCtl, Flags: wire.Flags(k), Seq: seq, Sync: new(wire.Sync)}
 	m.Sync.Kind, m.Sync.Bulk, m.Sync.Mask = k, id, mask
 	return m
 }
@@ -104,7 +104,7 @@ func TestLeads(t *testing.T) {
 	m, now := met(t, full(0), 0)
 	m.SetRole(now, wire.RoleBackup)
 	says := func(r wire.Role, edition, heard uint8) {
-		hello := &wire.Message{Type: wire.SyncCtl, Seq: 100}
+		hello := &wire.Message{Type: wire.SyncCtl, Seq: 100, Sync: new(wire.Sync)}
 		hello.Sync.Kind, hello.Sync.N, hello.Sync.Says = wire.Hello, 1, wire.Standing{Role: r, Edition: edition}
 		hello.Sync.Name[0] = 'B'
 		hello.Sync.Greets[0] = wire.Greet{Session: ours, Heard: heard}
@@ -200,14 +200,14 @@ func TestServe(t *testing.T) {
 	const flows = 4000
 	s := full(flows)
 	m, now := met(t, s, 8*time.Second)
-	ask := &wire.Message{Type: wire.SyncCtl, Seq: 100}
+	ask := &wire.Message{Type: wire.SyncCtl, Seq: 100, Sync: new(wire.Sync)}
 	ask.Sync.Kind, ask.Sync.To, ask.Sync.Mask = wire.Status, ours, partMask(5).Or(partMask(9))
 	m.Receive(now, theirs, ask)
 	var order []int
 	open, seen := -1, map[uint32]int{}
 	play := func(d time.Duration) {
 		for end := now.Add(d); now < end; now = now.Add(ms) {
-			m.Receive(now, theirs, &wire.Message{Type: wire.SyncCtl, Seq: 100, Sync: wire.Sync{Kind: wire.Status, To: 5}}) // a sign of life
+			m.Receive(now, theirs, &wire.Message{Type: wire.SyncCtl, Seq: 100, Sync: &wire.Sync{Kind: wire.Status, To: 5}}) // a sign of life
 			m.Advance(now)
 			n := 0
 			for _, msg := range send(t, m, now) {

@@ -842,9 +842,8 @@ func (h *hand) sent() (all []wire.Message) {
 	h.n.turn(h.now, 28, 10000, func(b []byte) {
 		rd := wire.Reader{Sync: true, Seed: h.n.session}
 		rd.Reset(b)
-		var m wire.Message
-		for rd.Next(&m) {
-			all = append(all, m)
+		for m := new(wire.Message); rd.Next(m); m = new(wire.Message) {
+			all = append(all, *m)
 		}
 	})
 	return all
@@ -853,7 +852,7 @@ func (h *hand) sent() (all []wire.Message) {
 func (h *hand) sentKind(k wire.Kind) (all []wire.Sync) {
 	for _, m := range h.sent() {
 		if m.Type == wire.SyncCtl && m.Sync.Kind == k {
-			all = append(all, m.Sync)
+			all = append(all, *m.Sync)
 		}
 	}
 	return all

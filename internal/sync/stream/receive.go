@@ -58,7 +58,7 @@ func (m *Machine) Receive(now monotime.Time, session uint64, msg *wire.Message) 
 	m.bound(p)
 	m.cover(now, p)
 	if !data {
-		m.receiveMarker(now, p, msg.Seq, d.Late, &msg.Sync)
+		m.receiveMarker(now, p, msg.Seq, d.Late, msg.Sync)
 		return wire.Control, d
 	}
 	if msg.Fault != wire.FaultNone {
@@ -113,7 +113,7 @@ func (m *Machine) receiveHello(now monotime.Time, session uint64, msg *wire.Mess
 		return wire.Drop
 	}
 	p.heard = now
-	s := &msg.Sync
+	s := msg.Sync
 	if !p.met {
 		p.name = nameOf(&s.Name)
 	}
@@ -275,7 +275,7 @@ func (m *Machine) compare(now monotime.Time, p *peer, s *wire.Sync) {
 
 // receiveAside handles a message that is not of the stream.
 func (m *Machine) receiveAside(now monotime.Time, p *peer, msg *wire.Message) {
-	s := &msg.Sync
+	s := msg.Sync
 	ours := s.To == m.cfg.Session
 	switch s.Kind {
 	case wire.Status:

@@ -380,7 +380,7 @@ func (s *stage) print(d *simDatagram, what string) {
 // describe writes a message as "CT_NEW #101 flow 1 state 7" or "STATUS #9 for A: has up
 // to 100, lacks 90-91, wants all".
 func (s *stage) describe(m *wire.Message) string {
-	c := &m.Sync
+	c := m.Sync
 	if m.Type != wire.SyncCtl {
 		return fmt.Sprintf("%v #%d flow %d state %d", m.Type, m.Seq, m.Flow.Orig.SrcPort, m.Flow.Mark)
 	}
