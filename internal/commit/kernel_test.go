@@ -1,6 +1,7 @@
 package commit_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -844,6 +845,128 @@ func TestKernelLiveConnection(t *testing.T) {
 		if now.ID != before.ID || now.TCPState != flow.TCPEstablished || now.Status != before.Status || now.Timeout < 200 { // 300 s at least while data is not acknowledged
 			t.Errorf("state %d: id %d, was %d; state %d status %#x timeout %d", state, now.ID, before.ID, now.TCPState, now.Status, now.Timeout)
 		}
+	}
+}
+
+// The scale that a SYN has offered is there after a takeover, and it counts if the
+// answer, which passes only the new node, has one too.
+func TestKernelOpening(t *testing.T) {
+	const (
+		client, server = "127.0.0.1", "127.0.0.2"
+		cport, sport   = 41000, 443
+		syn, ack       = 0x02, 0x10
+		none           = 0xff
+	)
+	// send sends a segment from one of the addresses to the other. Its checksum is wrong:
+	// connection tracking sees it when it is sent, and does not mind, but no stack
+	// answers it.
+	send := func(n *node, reply bool, flags, scale uint8) {
+		t.Helper()
+		n.inside(func() error {
+			from, to, a, b := client, server, uint16(cport), uint16(sport)
+			if reply {
+				from, to, a, b = server, client, sport, cport
+			}
+			c, err := net.ListenPacket("ip4:tcp", from)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			var options []byte
+			if flags&syn != 0 {
+				options = []byte{2, 4, 0x05, 0xb4} // segment size
+			}
+			if scale != none {
+				options = append(options, 3, 3, scale, 1) // RFC 7323, section 2.2, and a NOP
+			}
+			seg := binary.BigEndian.AppendUint16(nil, a)
+			seg = binary.BigEndian.AppendUint16(seg, b)
+			seq, acks := uint32(1000), uint32(5001)
+			if reply {
+				seq, acks = 5000, 1001
+			}
+			if flags&syn == 0 {
+				seq++
+			}
+			if flags&ack == 0 {
+				acks = 0
+			}
+			seg = binary.BigEndian.AppendUint32(seg, seq)
+			seg = binary.BigEndian.AppendUint32(seg, acks)
+			seg = append(seg, uint8(20+len(options))/4<<4, flags, 0x20, 0x00, 0, 0, 0, 0)
+			_, err = c.WriteTo(append(seg, options...), &net.IPAddr{IP: net.ParseIP(to)})
+			return err
+		})
+	}
+	type state struct {
+		state  uint8
+		scaled [2]bool
+		scale  [2]uint8
+	}
+	only := func(n *node) (*flow.Flow, state) {
+		t.Helper()
+		all := n.dump()
+		if len(all) != 1 {
+			t.Fatalf("%d entries", len(all))
+		}
+		f := &all[0].Flow
+		s := state{state: f.TCPState, scale: f.TCPWScale}
+		for dir := range s.scaled {
+			s.scaled[dir] = f.TCPFlags[dir]&flow.TCPFlagWindowScale != 0
+		}
+		return f, s
+	}
+	for _, tt := range []struct {
+		name       string
+		syn, reply uint8 // scales
+		again      bool  // the SYN is sent again, to the new node
+		committed  state
+		answered   state
+	}{
+		{"both scale", 7, 9, false,
+			state{flow.TCPSynSent, [2]bool{true, true}, [2]uint8{7, 0}},
+			state{flow.TCPEstablished, [2]bool{true, true}, [2]uint8{7, 9}}},
+		{"both scale, and the SYN is sent again", 7, 9, true,
+			state{flow.TCPSynSent, [2]bool{true, true}, [2]uint8{7, 0}},
+			state{flow.TCPEstablished, [2]bool{true, true}, [2]uint8{7, 9}}},
+		{"the answer has no scale", 7, none, false,
+			state{flow.TCPSynSent, [2]bool{true, true}, [2]uint8{7, 0}},
+			state{flow.TCPEstablished, [2]bool{true, false}, [2]uint8{0, 0}}},
+		{"the SYN has no scale", none, 9, false,
+			state{flow.TCPSynSent, [2]bool{}, [2]uint8{}},
+			state{flow.TCPEstablished, [2]bool{false, true}, [2]uint8{0, 0}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a, b := newNode(t), newNode(t)
+			send(a, false, syn, tt.syn)
+			f, s := only(a)
+			if s.state != flow.TCPSynSent || s.scaled != [2]bool{tt.syn != none, false} {
+				t.Fatalf("after the SYN: %+v", s)
+			}
+			if r := b.commit([]commit.Entry{{Flow: *f}}, all); r.Created != 1 {
+				t.Fatalf("%s", r.String())
+			}
+			if _, s := only(b); s != tt.committed {
+				t.Errorf("committed: %+v, want %+v", s, tt.committed)
+			}
+			if tt.again {
+				send(b, false, syn, tt.syn)
+				if _, s := only(b); s != tt.committed {
+					t.Errorf("after the SYN was sent again: %+v, want %+v", s, tt.committed)
+				}
+			}
+			send(b, true, syn|ack, tt.reply)
+			send(b, false, ack, none)
+			if _, s := only(b); s != tt.answered {
+				t.Errorf("answered: %+v, want %+v", s, tt.answered)
+			}
+			// The kernel that saw all of it has the same.
+			send(a, true, syn|ack, tt.reply)
+			send(a, false, ack, none)
+			if _, s := only(a); s != tt.answered {
+				t.Errorf("on the node that saw the SYN: %+v, want %+v", s, tt.answered)
+			}
+		})
 	}
 }
 

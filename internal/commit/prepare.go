@@ -117,6 +117,15 @@ func prepareTCP(f *flow.Flow) {
 
 	scaled := f.Has&flow.HasTCPWScale != 0 && f.TCPWScale[0] <= 14 && f.TCPWScale[1] <= 14
 	if f.Has&flow.HasTCPFlags != 0 {
+		// Of a connection that is opening only one end has offered its scale, and the
+		// kernel takes scales of both or none. The answer replaces what is set here for
+		// the other end, and turns both off if it has no scale. (One without any option,
+		// not even a segment size, leaves them; such an entry is liberal all the same.)
+		const scales = flow.TCPFlagWindowScale
+		if f.TCPState == flow.TCPSynSent && f.TCPFlags[0]&scales != 0 && f.TCPFlags[1]&scales == 0 {
+			f.TCPFlags[1] |= scales
+			f.TCPWScale[1] = 0
+		}
 		// Window scaling is on if both ends offered it.
 		scaled = scaled && f.TCPFlags[0]&f.TCPFlags[1]&flow.TCPFlagWindowScale != 0
 	} else {

@@ -120,6 +120,10 @@ func TestPrepareTCP(t *testing.T) {
 		{"state NONE of an unanswered one", 0, 0x8, [2]uint8{0x02, 0x02}, [2]uint8{0, 0}, 1, [2]uint8{0x0a, 0x0a}, false},
 		{"state that does not exist", 10, 0xe, [2]uint8{0x23, 0x23}, [2]uint8{7, 9}, 3, [2]uint8{0x0b, 0x0b}, true},
 		{"closing states are kept", 8, 0xe, [2]uint8{0x23, 0x23}, [2]uint8{7, 9}, 8, [2]uint8{0x0b, 0x0b}, true},
+		{"opening, with a scale", 1, 0x8, [2]uint8{0x03, 0}, [2]uint8{7, 0}, 1, [2]uint8{0x0b, 0x09}, true},
+		{"opening, without a scale", 1, 0x8, [2]uint8{0x02, 0}, [2]uint8{0, 0}, 1, [2]uint8{0x0a, 0x08}, false},
+		{"opening, by a peer that sends no flags", 1, 0x8, [2]uint8{none, none}, [2]uint8{7, 0}, 1, [2]uint8{0x09, 0x09}, true},
+		{"answered without a scale", 2, 0xa, [2]uint8{0x03, 0}, [2]uint8{7, 0}, 2, [2]uint8{0x0a, 0x08}, false},
 		{"simultaneous open", 9, 0x8, [2]uint8{0x03, 0x03}, [2]uint8{7, 9}, 9, [2]uint8{0x0b, 0x0b}, true},
 	} {
 		e := Entry{Flow: plain(flow.TCP, 1, 2)}

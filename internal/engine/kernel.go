@@ -404,8 +404,13 @@ func (e *Engine) fit(f *flow.Flow) bool {
 		// the time.
 		f.TCPFlags[0] &= flow.TCPFlagsReplicated
 		f.TCPFlags[1] &= flow.TCPFlagsReplicated
-		if f.TCPFlags[0]&f.TCPFlags[1]&flow.TCPFlagWindowScale == 0 {
-			f.Has &^= flow.HasTCPWScale // zeros that say nothing: the ends did not agree on scaling
+		const scales = flow.TCPFlagWindowScale
+		switch offered, answered := f.TCPFlags[0]&scales != 0, f.TCPFlags[1]&scales != 0; {
+		case offered && (answered || f.TCPState == flow.TCPSynSent):
+		case offered:
+			f.TCPWScale = [2]uint8{} // in the place of what was offered: the ends did not agree on scaling
+		default:
+			f.Has &^= flow.HasTCPWScale // zeros that say nothing
 		}
 	}
 	f.Has &^= flow.HasSecctx // cannot be restored

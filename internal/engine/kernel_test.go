@@ -491,13 +491,17 @@ func TestFit(t *testing.T) {
 		unfit   uint64
 		ignored uint64
 		mirror  bool
+		scale   [2]uint8
 	}{
 		{name: "everything", f: full, labels: true, mask: ^uint32(0), ok: true, has: full.Has &^ flow.HasSecctx, hasNot: flow.HasSecctx, mark: 0xabcd},
 		{name: "no labels", f: full, mask: ^uint32(0), ok: true, hasNot: flow.HasLabels, mark: 0xabcd},
 		{name: "some of the mark", f: full, mask: 0xff, ok: true, has: flow.HasMark, mark: 0xcd},
 		{name: "nothing of the mark", f: full, ok: true},
 		{name: "empty synproxy", f: with(func(f *flow.Flow) { f.Synproxy = flow.Synproxy{} }), ok: true, hasNot: flow.HasSynproxy},
-		{name: "scale not agreed", f: with(func(f *flow.Flow) { f.TCPFlags[1] = 0 }), ok: true, has: flow.HasTCPFlags, hasNot: flow.HasTCPWScale},
+		{name: "scale offered", f: with(func(f *flow.Flow) { f.TCPState, f.TCPFlags, f.TCPWScale = flow.TCPSynSent, [2]uint8{3, 0}, [2]uint8{7, 0} }),
+			ok: true, has: flow.HasTCPFlags | flow.HasTCPWScale, scale: [2]uint8{7, 0}},
+		{name: "scale not agreed", f: with(func(f *flow.Flow) { f.TCPFlags[1] = 0 }), ok: true, has: flow.HasTCPFlags | flow.HasTCPWScale},
+		{name: "no scale", f: with(func(f *flow.Flow) { f.TCPFlags[0], f.TCPWScale = 0, [2]uint8{} }), ok: true, has: flow.HasTCPFlags, hasNot: flow.HasTCPWScale},
 		{name: "zone of one direction", f: with(func(f *flow.Flow) { f.Reply.Zone = 3 }), unfit: 1},
 		{name: "zone of one direction, syncd dialect", f: with(func(f *flow.Flow) { f.Reply.Zone = 3 }), mirror: true, ok: true},
 		{name: "flags of traffic", f: with(func(f *flow.Flow) { f.TCPFlags = [2]uint8{0x3f, 0xf9} }), ok: true, has: flow.HasTCPFlags | flow.HasTCPWScale},
@@ -514,6 +518,9 @@ func TestFit(t *testing.T) {
 			}
 			if e.Stats.EventsUnfit != tt.unfit || e.Stats.EventsFiltered != tt.ignored {
 				t.Errorf("unfit %d, filtered %d", e.Stats.EventsUnfit, e.Stats.EventsFiltered)
+			}
+			if (strings.HasPrefix(tt.name, "scale") || tt.name == "no scale") && f.TCPWScale != tt.scale {
+				t.Errorf("scale %v, want %v", f.TCPWScale, tt.scale)
 			}
 			if tt.ok && (f.Has&tt.has != tt.has || f.Has&tt.hasNot != 0 || f.Mark != tt.mark) {
 				t.Errorf("has %#x, mark %#x", f.Has, f.Mark)

@@ -209,9 +209,9 @@ var liberties = []struct {
 		keepTCPFlags(flow.TCPFlagsReplicated)},
 	{"conntrackd's format has no flags of TCP", func(_ roles, o duoOptions, _ *conntrack.Flow) bool { return !o.sealed },
 		keepTCPFlags(flow.TCPFlagWindowScale)},
-	{"the kernel takes window scales of both directions or none, and a SYN alone has one", func(_ roles, _ duoOptions, f *conntrack.Flow) bool {
+	{"the kernel takes window scales of both directions or none, and a SYN alone has one: the flag of the other is set too", func(_ roles, _ duoOptions, f *conntrack.Flow) bool {
 		return f.ProtoInfo.TCP != nil && f.ProtoInfo.TCP.State == flow.TCPSynSent
-	}, forgetScales},
+	}, func(f *conntrack.Flow) { f.ProtoInfo.TCP.ReplyFlags &^= flow.TCPFlagWindowScale << 8 }},
 	{"a conntrackd that does not track windows sends no scales", func(r roles, o duoOptions, _ *conntrack.Flow) bool {
 		return r.sender == theirs && !o.tracking
 	}, forgetScales},
