@@ -211,6 +211,7 @@ func testInstantTakeover(t *testing.T, first daemonKind, sealed bool) {
 	ok(t, p.FW1.Replug())
 	fw1.Backup()
 	if first == theirs {
+		fw2.leadToAndFro(t, fw1, p, n2, live, more)
 		return
 	}
 	waitFor(t, 20*time.Second, "all that the returned one has is parked", func() bool {
@@ -231,6 +232,40 @@ func testInstantTakeover(t *testing.T, first daemonKind, sealed bool) {
 	if parked, _ := parkedOf(t, n1, through); len(parked) > 0 {
 		t.Errorf("after the return %d entries are still parked", len(parked))
 	}
+}
+
+// leadToAndFro lets a conntrackd take over from f, which parks what it then carries, and
+// f take over again before any script.
+func (f *firewall) leadToAndFro(t *testing.T, other *firewall, p *lab.Pair, n *instantNode, live, more traffic) {
+	t.Helper()
+	through := passes(p)
+	mine := kernelTable(t, n.kernel, through)
+	waitFor(t, 10*time.Second, "the conntrackd knows the connections", func() bool { return other.External().missing(mine) == "" })
+	live.check(t, "while the conntrackd came back")
+	more.check(t, "opened on the survivor")
+	live.forgetGaps()
+	ok(t, p.Move(p.FW2, p.FW1))
+	other.Primary()
+	f.Backup()
+	time.Sleep(2 * grace)
+	live.check(t, "on the conntrackd again")
+	more.check(t, "opened on the survivor, on the conntrackd")
+	waitFor(t, 20*time.Second, "all that the conntrackd carries is parked", func() bool {
+		parked, others := parkedOf(t, n, through)
+		return len(parked) > 0 && len(others) == 0 && len(f.Internal().only(through)) == 0
+	})
+	live.forgetGaps()
+	ok(t, p.TakeOver(p.FW1, p.FW2))
+	time.Sleep(2 * grace)
+	if gap := live.check(t, "after another takeover, without a word to the daemon"); gap > 700*time.Millisecond {
+		t.Errorf("a gap of %v", gap)
+	}
+	more.check(t, "opened on the survivor, on the survivor again")
+	f.Primary()
+	if parked, _ := parkedOf(t, n, through); len(parked) > 0 {
+		t.Errorf("in the end %d entries are still parked", len(parked))
+	}
+	live.check(t, "in the end")
 }
 
 // The gap of a takeover whose script comes a second after the address: as long as that
