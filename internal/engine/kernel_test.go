@@ -498,7 +498,9 @@ func TestFit(t *testing.T) {
 		{name: "some of the mark", f: full, mask: 0xff, ok: true, has: flow.HasMark, mark: 0xcd},
 		{name: "nothing of the mark", f: full, ok: true},
 		{name: "empty synproxy", f: with(func(f *flow.Flow) { f.Synproxy = flow.Synproxy{} }), ok: true, hasNot: flow.HasSynproxy},
-		{name: "scale offered", f: with(func(f *flow.Flow) { f.TCPState, f.TCPFlags, f.TCPWScale = flow.TCPSynSent, [2]uint8{3, 0}, [2]uint8{7, 0} }),
+		{name: "scale offered", f: with(func(f *flow.Flow) {
+			f.TCPState, f.TCPFlags, f.TCPWScale = flow.TCPSynSent, [2]uint8{3, 0}, [2]uint8{7, 0}
+		}),
 			ok: true, has: flow.HasTCPFlags | flow.HasTCPWScale, scale: [2]uint8{7, 0}},
 		{name: "scale not agreed", f: with(func(f *flow.Flow) { f.TCPFlags[1] = 0 }), ok: true, has: flow.HasTCPFlags | flow.HasTCPWScale},
 		{name: "no scale", f: with(func(f *flow.Flow) { f.TCPFlags[0], f.TCPWScale = 0, [2]uint8{} }), ok: true, has: flow.HasTCPFlags, hasNot: flow.HasTCPWScale},
