@@ -608,8 +608,14 @@ func TestWarm(t *testing.T) {
 			c.Announce(&k)
 		}
 		got := c.Warm()
-		if len(got) < len(want) || len(got) > WarmBatch {
-			t.Fatalf("round %d: %v, want %v", round, got, want)
+		if len(got) != WarmBatch {
+			t.Fatalf("round %d: %v", round, got)
+		}
+		for i, guess := range got {
+			k := tupleOf(i)
+			if h := c.LookupNear(&k, guess); h != c.Lookup(&k) || h != 0 != (i < len(want)) {
+				t.Errorf("round %d: flow %d is %d near %d", round, i, h, guess)
+			}
 		}
 		other := 0
 		for i, h := range want {

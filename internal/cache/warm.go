@@ -23,17 +23,17 @@ func (c *Cache) Announce(t *flow.Tuple) {
 
 // Warm reads the memory that the announced lookups need. A table of a million flows is
 // in no processor's cache, so a lookup waits for memory two or three times; here all
-// of them wait together. It changes nothing. It returns the entries that will be found,
-// or so it seems, valid until the next call: their owner may want to read what it keeps
-// beside them.
+// of them wait together. It changes nothing. It returns, in the order of announcement,
+// the entries that will be found, or so it seems, and 0 where none will: guesses for
+// LookupNear. Their owner may also want to read what it keeps beside them. They are valid
+// until the next call.
 func (c *Cache) Warm() []Handle {
 	w := &c.warm
 	var sum uint64
-	found := w.h[:0]
 	for _, hash := range w.hash[:w.n] {
 		sum += c.index.segment(hash).buckets[home(hash)].tagsLo
 	}
-	for _, hash := range w.hash[:w.n] {
+	for i, hash := range w.hash[:w.n] {
 		b := &c.index.segment(hash).buckets[home(hash)]
 		lo, hi := b.matches(tag(hash))
 		h := uint32(0)
@@ -46,9 +46,19 @@ func (c *Cache) Warm() []Handle {
 		if h != 0 {
 			r := c.records.at(h)
 			sum += r.word + uint64(r.status) // both lines of the record
-			found = append(found, Handle(h))
 		}
+		w.h[i] = Handle(h)
 	}
+	found := w.h[:w.n]
 	w.n, w.sum = 0, w.sum+sum
 	return found
+}
+
+// LookupNear is Lookup with a guess of what it will find, of any time; 0 is none.
+func (c *Cache) LookupNear(t *flow.Tuple, guess Handle) Handle {
+	k := makeKey(t)
+	if guess != 0 && uint32(guess) <= c.records.used && c.records.at(uint32(guess)).is(&k) {
+		return guess // no two entries have the same key, and a free slot has none
+	}
+	return c.find(&k, c.hasher.sum(&k.addr, k.word))
 }

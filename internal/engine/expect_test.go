@@ -410,7 +410,7 @@ func TestExpectReplica(t *testing.T) {
 			t.Fatal(msg.Fault)
 		}
 		d.Owner = 3
-		return r.apply(d, &msg, 1)
+		return r.apply(d, &msg, 0, 1)
 	}
 	late, plain := wire.Delivery{Late: true, Remember: true}, wire.Delivery{Remember: true}
 	for i, s := range []struct {

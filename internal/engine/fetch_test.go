@@ -163,7 +163,7 @@ func TestFetchedOfAnother(t *testing.T) {
 			e.fetch.watched = map[flow.Tuple]struct{}{}
 			e.fetch.job, e.fetch.asked = new(fetchJob), make(chan *fetchJob, 1)
 			ev := event(flow.EventNew, control(0), 5)
-			e.event(&ev)
+			e.event(&ev, 0)
 			h := e.internal.Lookup(&ev.Flow.Orig)
 			e.wantFetch(h)
 			e.startFetch()
@@ -334,7 +334,7 @@ func TestFetchedDuringDump(t *testing.T) {
 	older := control(0)
 	older.ID, older.Has = 5, older.Has|flow.HasID|flow.HasReply|flow.HasStatus
 	e.kernel.running = false
-	e.event(&ev)
+	e.event(&ev, 0)
 	e.kernel.running = true
 	h := e.internal.Lookup(&ev.Flow.Orig)
 	if len(e.fetch.watched) != 0 {

@@ -167,18 +167,16 @@ func (k *kernelSync) stop() {
 // takeEvents applies a batch of kernel events to the internal cache.
 func (e *Engine) takeEvents(b *flow.Batch) {
 	for i := range b.N {
-		if ev := &b.Events[i]; ev.Expect == 0 {
-			e.internal.Announce(&ev.Flow.Orig)
-		}
+		e.internal.Announce(&b.Events[i].Flow.Orig) // of an expectation it is zero: no entry has that
 	}
-	e.internal.Warm()
+	near := e.internal.Warm()
 	for i := range b.N {
 		ev := &b.Events[i]
 		if ev.Expect != 0 {
 			e.expectEvent(ev, &b.Expects[ev.Expect-1])
 			continue
 		}
-		e.event(ev)
+		e.event(ev, near[i])
 	}
 	if b.Overrun {
 		e.Stats.Overruns++
@@ -193,8 +191,8 @@ func (e *Engine) takeEvents(b *flow.Batch) {
 	}
 }
 
-// event applies one kernel event.
-func (e *Engine) event(ev *flow.Event) {
+// event applies one kernel event, which is about the entry near if that has its key.
+func (e *Engine) event(ev *flow.Event, near flow.Handle) {
 	f := &ev.Flow
 	origin := e.origin(ev.PortID)
 	if origin == OriginPark {
@@ -205,7 +203,7 @@ func (e *Engine) event(ev *flow.Event) {
 	if ev.PortID != 0 {
 		own = e.origins[ev.PortID]
 	}
-	h := e.internal.Lookup(&f.Orig)
+	h := e.internal.LookupNear(&f.Orig, near)
 	if e.park != nil && h != 0 && ev.PortID == 0 {
 		e.internal.SetFlags(h, 0, flagYields)
 	}

@@ -68,16 +68,16 @@ func (e *Engine) led(ever bool) bool {
 	return e.lead.any || ever && e.lead.since
 }
 
-// carries reports whether the owner of entry h with key t carries the flow, so that this
+// carries reports whether the owner of entry h carries the flow, so that this
 // node need not.
-func (e *Engine) carries(o *owned, h flow.Handle, t *flow.Tuple) bool {
-	return e.cfg.Leads == nil || e.leads(o.id) && e.lead.known[o.id] && !o.inDoubt(h, t)
+func (e *Engine) carries(o *owned, h flow.Handle) bool {
+	return e.cfg.Leads == nil || e.leads(o.id) && e.lead.known[o.id] && !o.inDoubt(h)
 }
 
 // carried reports whether a peer carries the flow t.
 func (e *Engine) carried(t *flow.Tuple) bool {
 	for _, o := range e.replica.list {
-		if h := o.cache.Lookup(t); h != 0 && e.carries(o, h, t) {
+		if h := o.cache.Lookup(t); h != 0 && e.carries(o, h) {
 			return true
 		}
 	}

@@ -232,7 +232,7 @@ func (r *Replica) holders(t *flow.Tuple, fn func(o *owned, h flow.Handle)) {
 func (e *Engine) latest(t *flow.Tuple, carriers bool) (o *owned, h flow.Handle) {
 	for _, x := range e.replica.list {
 		eh := x.cache.Lookup(t)
-		if eh == 0 || x.cache.Flags(eh)&extEnded != 0 || carriers && !e.carries(x, eh, t) {
+		if eh == 0 || x.cache.Flags(eh)&extEnded != 0 || carriers && !e.carries(x, eh) {
 			continue
 		}
 		if h == 0 || o.cache.Updated(h).Before(x.cache.Updated(eh)) {
@@ -411,7 +411,7 @@ func (e *Engine) parkRequest(o *owned, h flow.Handle, it *flow.Park) bool {
 	case e.gone(ih): // left behind here, and taken over there
 		e.drop(ih)
 	default:
-		if !p.passive || e.internal.Flags(ih)&flagYields == 0 || !e.carries(o, h, &key) || !e.yield(ih, o, h) {
+		if !p.passive || e.internal.Flags(ih)&flagYields == 0 || !e.carries(o, h) || !e.yield(ih, o, h) {
 			p.mark(o, h, false)
 			return false
 		}

@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"syncd/internal/flow"
 	"syncd/internal/monotime"
 	"syncd/internal/wire"
 )
@@ -61,7 +62,7 @@ func (e *Engine) takeMessages(in *inbox) {
 		heard = true
 		p.heard = e.now
 		if v == wire.Deliver {
-			e.deliver(d, m)
+			e.deliver(d, m, in.near[i])
 		}
 	}
 	if heard {
@@ -93,12 +94,13 @@ func (e *Engine) PeerHeard() monotime.Time { return e.peer.heard }
 // functions run by Do.
 func (e *Engine) PeerAddrs() map[int]netip.Addr { return e.peer.addr }
 
-// deliver applies a data message to the external cache of its owner.
-func (e *Engine) deliver(d wire.Delivery, m *wire.Message) {
+// deliver applies a data message to the external cache of its owner, where it seems to
+// be about the entry near.
+func (e *Engine) deliver(d wire.Delivery, m *wire.Message, near flow.Handle) {
 	e.peer.owner = d.Owner
 	o := e.replica.owners[d.Owner]
 	full := o != nil && o.full
-	out := e.replica.apply(d, m, e.now)
+	out := e.replica.apply(d, m, near, e.now)
 	if m.Type == wire.CTDel && (e.remnants || e.behind.some) && out != ignored {
 		e.endedElsewhere(&m.Flow.Orig, d.Owner)
 	}

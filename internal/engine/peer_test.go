@@ -110,7 +110,7 @@ func TestOwner(t *testing.T) {
 		a.data(wire.CTNew, newFlow(0))
 		synctest.Wait()
 		f := newFlow(0)
-		b.do(func() { b.replica.apply(wire.Delivery{Owner: 2}, &wire.Message{Type: wire.CTNew, Flow: f}, b.now) })
+		b.do(func() { b.replica.apply(wire.Delivery{Owner: 2}, &wire.Message{Type: wire.CTNew, Flow: f}, 0, b.now) })
 		a.data(wire.CTDel, f)
 		a.data(wire.CTDel, f)
 		synctest.Wait()

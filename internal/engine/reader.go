@@ -17,7 +17,8 @@ type inbox struct {
 	link    int
 	n       int
 	msgs    [64]wire.Message
-	session [64]uint64 // that sealed it; 0 for plain datagrams
+	near    [64]flow.Handle // of which external entries the messages seem to be, for the loop
+	session [64]uint64      // that sealed it; 0 for plain datagrams
 	from    [64]netip.Addr
 	faults  [wire.FaultType + 1]uint32 // what was not worth a message, by wire.Fault
 }

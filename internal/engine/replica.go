@@ -106,8 +106,8 @@ func (r *Replica) Audit(owner uint8, seed uint64, from flow.Handle) flow.Handle 
 			msg = wire.AppendFlow(buf[:0], wire.Syncd, wire.CTNew, 0, 0, &f)
 		}
 		if hash := wire.FlowHash(seed, msg); hash != m.hash {
+			o.account(m, hash)
 			key := o.cache.Key(h)
-			o.account(&key, m, hash)
 			o.found.note(&o.found.Corrupted, "corrupted", &key)
 		}
 		return true
@@ -122,7 +122,7 @@ func (r *Replica) Restore(owner uint8, f *flow.Flow, now monotime.Time) error {
 		return nil
 	}
 	h, err := o.cache.Insert(f, now)
-	return o.restored(h, err)
+	return o.restored(h, &f.Orig, err)
 }
 
 // RestoreExpect is Restore for an expectation.
@@ -132,14 +132,15 @@ func (r *Replica) RestoreExpect(owner uint8, x *flow.Expect, now monotime.Time) 
 		return nil
 	}
 	h, err := o.cache.InsertExpect(x, now)
-	return o.restored(h, err)
+	key := x.Key()
+	return o.restored(h, &key, err)
 }
 
-func (o *owned) restored(h flow.Handle, err error) error {
+func (o *owned) restored(h flow.Handle, t *flow.Tuple, err error) error {
 	if err != nil {
 		return err
 	}
-	*o.at(h) = meta{}
+	*o.at(h) = meta{bucket: wire.Bucket(t)}
 	o.cache.SetMark(h, 0)
 	o.doubt = wire.AllBuckets
 	return nil
@@ -148,8 +149,9 @@ func (o *owned) restored(h flow.Handle, err error) error {
 // meta is what is kept beside an entry: the number and the hash of the message that
 // made it what it is.
 type meta struct {
-	hash uint64
-	seq  wire.Seq
+	hash   uint64
+	seq    wire.Seq
+	bucket uint8 // wire.Bucket of its key
 }
 
 const metaLen = 4096
@@ -289,18 +291,25 @@ func (o *owned) at(h flow.Handle) *meta {
 }
 
 // warm reads the memory that applying the messages needs, if they are about flows of
-// the owner, as those before them were.
+// the owner, as those before them were, and notes in the inbox which entries these seem to
+// be.
 func (r *Replica) warm(owner uint8, in *inbox) {
 	o := r.owners[owner]
-	if o == nil {
-		return
-	}
+	n := 0
+	var announced [len(in.msgs)]uint8
 	for i := range in.n {
-		if m := &in.msgs[i]; m.Fault == wire.FaultNone && m.Type <= wire.CTDel {
+		in.near[i] = 0
+		if m := &in.msgs[i]; o != nil && m.Fault == wire.FaultNone && m.Type <= wire.CTDel {
 			o.cache.Announce(&m.Flow.Orig)
+			announced[n] = uint8(i)
+			n++
 		}
 	}
-	for _, h := range o.cache.Warm() {
+	if n == 0 {
+		return
+	}
+	for i, h := range o.cache.Warm() {
+		in.near[announced[i]] = h
 		r.warmed += o.at(h).hash
 	}
 }
@@ -336,31 +345,29 @@ func (r *Replica) roomAgain() (again bool) {
 	return again
 }
 
-// inDoubt reports whether entry h with key t is in doubt.
-func (o *owned) inDoubt(h flow.Handle, t *flow.Tuple) bool {
-	return !o.doubt.Empty() && o.cache.Mark(h) != o.epoch && o.doubt.Has(wire.Bucket(t))
+// inDoubt reports whether entry h is in doubt.
+func (o *owned) inDoubt(h flow.Handle) bool {
+	return !o.doubt.Empty() && o.cache.Mark(h) != o.epoch && o.doubt.Has(o.at(h).bucket)
 }
 
-// account replaces the hash of the entry with key t.
-func (o *owned) account(t *flow.Tuple, m *meta, hash uint64) {
-	if m.hash != hash {
-		o.sums[wire.Bucket(t)] += hash - m.hash
-		m.hash = hash
-	}
+// account replaces the hash of an entry.
+func (o *owned) account(m *meta, hash uint64) {
+	o.sums[m.bucket%wire.Buckets] += hash - m.hash
+	m.hash = hash
 }
 
-// apply applies a data message.
-func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) outcome {
+// apply applies a data message, which is about the entry near if that has its key.
+func (r *Replica) apply(d wire.Delivery, msg *wire.Message, near flow.Handle, now monotime.Time) outcome {
 	o := r.of(d.Owner)
 	key, typ, expect := &msg.Flow.Orig, msg.Type, msg.Type > wire.CTDel
 	if expect {
 		k := msg.Expect.Key()
 		key, typ = &k, typ-wire.ExpNew
 	}
-	h := o.cache.Lookup(key)
+	h := o.cache.LookupNear(key, near)
 	if d.Late {
 		// The number of an entry in doubt may be of an earlier session.
-		if h != 0 && msg.Seq.Before(o.at(h).seq) && !(d.Confirms && o.inDoubt(h, key)) {
+		if h != 0 && msg.Seq.Before(o.at(h).seq) && !(d.Confirms && o.inDoubt(h)) {
 			return ignored
 		}
 		if grave, ok := o.graves[*key]; h == 0 && ok && msg.Seq.Before(grave) {
@@ -400,7 +407,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 			o.full = true
 			return refused
 		}
-		*o.at(h) = meta{}
+		*o.at(h) = meta{bucket: wire.Bucket(key)}
 		o.cache.SetMark(h, 0)
 	case expect:
 		if d.Merge && typ == wire.CTUpd {
@@ -430,9 +437,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 			o.found.note(&o.found.Different, "different", key)
 		}
 	}
-	if msg.Hash != 0 || m.hash != 0 {
-		o.account(key, m, msg.Hash)
-	}
+	o.account(m, msg.Hash)
 	if d.Confirms {
 		was := o.cache.Mark(h) != o.epoch
 		o.cache.SetMark(h, o.epoch)
@@ -445,7 +450,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, now monotime.Time) o
 
 // remove removes entry h with key t.
 func (r *Replica) remove(o *owned, h flow.Handle, t *flow.Tuple) {
-	o.account(t, o.at(h), 0)
+	o.account(o.at(h), 0)
 	if r.park != nil {
 		r.park.removed(o, h, t)
 	}
@@ -508,8 +513,8 @@ func (r *Replica) sweepSome(o *owned) {
 		if o.cache.Mark(h) == o.epoch {
 			return true
 		}
-		key := o.cache.Key(h)
-		if o.sweep.Has(wire.Bucket(&key)) {
+		if o.sweep.Has(o.at(h).bucket) {
+			key := o.cache.Key(h)
 			r.remove(o, h, &key)
 			o.found.note(&o.found.Stale, "stale", &key)
 			o.swept++

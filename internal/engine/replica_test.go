@@ -127,6 +127,7 @@ func TestReplicaModel(t *testing.T) {
 			}
 			return m
 		})
+		near := rapid.Uint32Range(0, modelFlows+1)
 		flowNumber, mark := rapid.IntRange(0, modelFlows-1), rapid.Uint32Range(0, 5)
 		t.Repeat(map[string]func(*rapid.T){
 			"apply": func(t *rapid.T) {
@@ -142,7 +143,7 @@ func TestReplicaModel(t *testing.T) {
 					Remember: rapid.Bool().Draw(t, "remember"),
 				}
 				want := o.apply(d, m, i)
-				if got := r.apply(d, m, 1); got != want {
+				if got := r.apply(d, m, flow.Handle(near.Draw(t, "near")), 1); got != want {
 					t.Fatalf("outcome %d, want %d", got, want)
 				}
 			},
@@ -271,10 +272,10 @@ func (o *modelOwner) compare(r *Replica, n uint8) string {
 		}
 		var f flow.Flow
 		x.cache.Load(h, &f)
-		if got := *x.at(h); got != (meta{e.hash, e.seq}) || canonical(f) != canonical(want) {
+		if got := *x.at(h); got != (meta{e.hash, e.seq, bucketOf(i)}) || canonical(f) != canonical(want) {
 			return fmt.Sprintf("flow %d is %+v %s, want %+v %s", i, got, text(f), e, text(want))
 		}
-		if x.inDoubt(h, &want.Orig) != o.inDoubt(i) {
+		if x.inDoubt(h) != o.inDoubt(i) {
 			return fmt.Sprintf("flow %d in doubt: %v", i, !o.inDoubt(i))
 		}
 		sums[bucketOf(i)] += e.hash
@@ -303,7 +304,7 @@ func TestReplicaDoubtAfterManyEpochs(t *testing.T) {
 	for _, times := range []int{1, 254, 255, 256, 257, 512} {
 		r := newReplica(modelLimit)
 		f := modelFlow(0, 1)
-		r.apply(wire.Delivery{Owner: 1, Confirms: true}, message(t, wire.CTNew, 0, 1, 1, &f), 1)
+		r.apply(wire.Delivery{Owner: 1, Confirms: true}, message(t, wire.CTNew, 0, 1, 1, &f), 0, 1)
 		for range times {
 			r.Doubt(1, wire.AllBuckets)
 		}
@@ -322,7 +323,7 @@ func TestReplicaFound(t *testing.T) {
 	r := newReplica(modelLimit)
 	take := func(typ wire.Type, flags wire.Flags, i int, mark uint32) {
 		f := modelFlow(i, mark)
-		r.apply(wire.Delivery{Owner: 1, Confirms: true}, message(t, typ, flags, wire.Seq(100+i), 1, &f), 1)
+		r.apply(wire.Delivery{Owner: 1, Confirms: true}, message(t, typ, flags, wire.Seq(100+i), 1, &f), 0, 1)
 	}
 	take(wire.CTNew, 0, 0, 1)
 	take(wire.CTNew, 0, 1, 1)
@@ -357,10 +358,10 @@ func TestReplicaOwners(t *testing.T) {
 	r := newReplica(modelLimit)
 	for owner := uint8(1); owner <= 2; owner++ {
 		f := modelFlow(0, uint32(owner))
-		r.apply(wire.Delivery{Owner: owner}, message(t, wire.CTNew, 0, 1, 1, &f), 1)
+		r.apply(wire.Delivery{Owner: owner}, message(t, wire.CTNew, 0, 1, 1, &f), 0, 1)
 	}
 	f := modelFlow(0, 0)
-	r.apply(wire.Delivery{Owner: 1}, message(t, wire.CTDel, 0, 2, 1, &f), 1)
+	r.apply(wire.Delivery{Owner: 1}, message(t, wire.CTDel, 0, 2, 1, &f), 0, 1)
 	if a, b := r.Cache(1).Len(), r.Cache(2).Len(); a != 0 || b != 1 {
 		t.Errorf("%d and %d entries, want 0 and 1", a, b)
 	}
