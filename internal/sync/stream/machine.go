@@ -54,7 +54,7 @@ type Config struct {
 	FirstSeq    wire.Seq
 	Random      func([]byte)  // fills with unpredictable octets, for challenges
 	ResendQueue int           // most messages that a peer may lag behind (131072)
-	AckWindow   int           // messages between two STATUS of a busy stream (256)
+	AckWindow   int           // messages between two STATUS of a busy stream, if that is not too often (256)
 	DeadAfter   time.Duration // silence after which a peer is left out (10 s)
 
 	// Meet is told of a session that has proven that it lives, Drop of one that
@@ -66,6 +66,8 @@ const (
 	helloInterval  = time.Second
 	helloAtMost    = 50 * time.Millisecond // between two HELLOs
 	statusDelay    = 20 * time.Millisecond
+	statusApart    = 5 * time.Millisecond // between two STATUS of a busy stream, unless so many AckWindows pass
+	statusAtOnce   = 4
 	statusRepeat   = 100 * time.Millisecond
 	minPatience    = 10 * time.Millisecond // with numbers that may only be late
 	maxPatience    = 200 * time.Millisecond

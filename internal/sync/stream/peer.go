@@ -32,6 +32,7 @@ type peer struct {
 	sweeping   bool     // the replica removes what was not confirmed
 	uncovered  int      // messages that no STATUS of ours covers
 	statusDue  monotime.Time
+	statusAt   monotime.Time // of the last one
 	proven     monotime.Time // last digest that agreed
 	repairAt   monotime.Time // when buckets that differ may be wanted again
 	repairWait time.Duration // 0 since a digest agreed

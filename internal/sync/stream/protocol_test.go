@@ -305,7 +305,7 @@ var sentences = []struct {
 			t.Errorf("%+v", p)
 		}
 	}},
-	{"(4.4) A receiver tells the sender of a stream by STATUS the last number up to which it has seen or names everything, the first 32 ranges that are missing before it, and the buckets that it wants. It does so 20 ms after the first message that no STATUS covers, at once when 256 messages are not covered, 10 ms or more after numbers are newly missing, every 100 ms while something is missing or wanted, and with every HELLO, as long as it hears the sender.", func(t *testing.T) {
+	{"(4.4) A receiver tells the sender of a stream by STATUS the last number up to which it has seen or names everything, the first 32 ranges that are missing before it, and the buckets that it wants. It does so 20 ms after the first message that no STATUS covers, when 256 messages are not covered, and the last STATUS was 5 ms ago or 1024 are not covered, 10 ms or more after numbers are newly missing, every 100 ms while something is missing or wanted, and with every HELLO, as long as it hears the sender.", func(t *testing.T) {
 		h := newHand(t, Config{})
 		h.meet()
 		h.bulk(1)
@@ -323,8 +323,24 @@ var sentences = []struct {
 			h.noStatus()
 			h.data(q+2+i, 3, uint32(i), false)
 		}
+		h.at(4 * time.Millisecond)
+		h.noStatus()
+		h.at(time.Millisecond)
 		h.wantStatus(q+257, 0)
 		q += 258
+		h.at(5 * time.Millisecond)
+		for i := range wire.Seq(256) {
+			h.noStatus()
+			h.data(q+i, 3, uint32(1000+i), false)
+		}
+		h.wantStatus(q+255, 0)
+		q += 256
+		for i := range wire.Seq(1024) {
+			h.noStatus()
+			h.data(q+i, 3, uint32(2000+i), false)
+		}
+		h.wantStatus(q+1023, 0)
+		q += 1024
 		for i := range wire.Seq(40) {
 			h.data(q+1+2*i, 4, uint32(1000+i), false)
 		}

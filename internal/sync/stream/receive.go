@@ -201,11 +201,14 @@ func (p *peer) wantAll() {
 // cover counts a message that a STATUS has to cover.
 func (m *Machine) cover(now monotime.Time, p *peer) {
 	p.uncovered++
-	switch {
-	case p.uncovered >= m.cfg.AckWindow:
-		p.statusDue = now
-	case p.uncovered == 1:
+	switch p.uncovered {
+	case 1:
 		p.statusDue = monotime.Earliest(p.statusDue, now.Add(statusDelay))
+	case m.cfg.AckWindow:
+		// Each costs as much as the reading of some datagrams, here and there.
+		p.statusDue = monotime.Earliest(p.statusDue, max(now, p.statusAt.Add(statusApart)))
+	case statusAtOnce * m.cfg.AckWindow:
+		p.statusDue = now
 	}
 }
 

@@ -181,7 +181,7 @@ func (m *Machine) appendStatus(now monotime.Time, b []byte, p *peer) []byte {
 	m.ranges = list
 	b = wire.AppendStatus(b, m.next, p.session, last, p.bulkSeen, p.wanted, list)
 	m.Stats.StatusSent++
-	p.uncovered = 0
+	p.uncovered, p.statusAt = 0, now
 	if len(list) > 0 || !p.wanted.Empty() {
 		p.statusDue = monotime.Earliest(p.statusDue, now.Add(statusRepeat))
 		if len(list) == wire.MaxRanges {
