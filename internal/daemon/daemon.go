@@ -17,6 +17,7 @@ import (
 	"syncd/internal/ctnetlink"
 	"syncd/internal/engine"
 	"syncd/internal/flow"
+	"syncd/internal/gate"
 	"syncd/internal/monotime"
 	"syncd/internal/netwatch"
 	"syncd/internal/sync/stream"
@@ -56,6 +57,7 @@ type Daemon struct {
 	parks    *ctnetlink.Writer // of the parker; nil unless takeovers are instant
 	notify   *notifier
 	procs    processors
+	alarm    *gate.Alarm // of the engine's loop
 
 	parkedBefore bool // what looks parked is left of an earlier instant takeover
 
@@ -178,6 +180,9 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 		}
 		d.parkedBefore = len(long) == 0
 	}
+	if d.alarm, err = gate.NewAlarm(); err != nil {
+		return fmt.Errorf("open a timer: %w", err)
+	}
 	ecfg := engine.Config{
 		Log:    d.log.Named("engine"),
 		Events: d.listener,
@@ -193,6 +198,7 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 			return ctnetlink.DumpExpects(ctx, 0, fn)
 		},
 		Sender:        (*sender)(d),
+		Alarm:         d.alarm,
 		Links:         readers,
 		NewMode:       func(e *engine.Engine) engine.Mode { return d.newMode(cfg, e) },
 		Sealer:        sealer,
@@ -254,6 +260,9 @@ func (d *Daemon) close() {
 	if d.parks != nil {
 		d.parks.Close()
 	}
+	if d.alarm != nil {
+		d.alarm.Close()
+	}
 	for _, l := range d.links {
 		l.Close()
 	}
@@ -297,7 +306,6 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 	task("interfaces", func(ctx context.Context) error { return d.watchInterfaces(ctx, known) })
 	task("service", d.serve)
 	task("readiness", d.watchReadiness)
-	task("processors", d.procs.watch)
 	if d.parks != nil {
 		task("parked entries", d.watchParked)
 	} else if d.parkedBefore {
@@ -317,6 +325,7 @@ func (d *Daemon) run(ctx context.Context, server *ctl.Server) error {
 		return nil
 	})
 	err := group.Wait()
+	d.procs.stop()
 	if serr := d.saveSnapshot(); serr != nil {
 		d.log.Error("what peers have sent could not be kept for the next start", zap.Error(serr))
 	}

@@ -75,6 +75,7 @@ func (r *linkReader) Close() error { return r.link.Close() }
 type sender Daemon
 
 func (s *sender) Send(datagrams [][]byte) {
+	s.procs.turn(monotime.Now())
 	// Errors are counted by the link, by kind; what was not sent is repaired.
 	_, _ = s.channel.Send(datagrams)
 }

@@ -1,13 +1,14 @@
 package daemon
 
 import (
-	"context"
 	"os"
 	"runtime"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"syncd/internal/monotime"
 )
 
 // processors decides on how many processors at once our goroutines run: one as long
@@ -21,21 +22,26 @@ type processors struct {
 	most int // 0 to leave it as it is
 
 	mu       sync.Mutex
-	beside   int  // how much works beside the loop
-	loaded   bool // one is not enough
-	quietFor int  // seconds for which it would have been
+	beside   int           // how much works beside the loop
+	loaded   bool          // one is not enough
+	quietFor time.Duration // for which it would have been
 	now      int
 	original int
+
+	// The loop's: what had been used, and when.
+	last time.Duration
+	at   monotime.Time
 }
 
 const (
 	mostProcessors = 4 // the loop, a reader, a command, the garbage collector
 
 	// Parts of one processor, of a second's use: above enough it may be short soon; below
-	// spare, for quietSeconds, it is not.
-	enough       = 0.4
-	spare        = 0.25
-	quietSeconds = 10
+	// spare, for quietTime, it is not.
+	enough    = 0.4
+	spare     = 0.25
+	lookEach  = time.Second
+	quietTime = 10 * time.Second
 )
 
 // start begins to decide.
@@ -70,8 +76,25 @@ func (p *processors) work(n int) {
 	p.apply()
 }
 
-// used takes note of a second in which this part of one processor was used.
-func (p *processors) used(part float64) {
+// turn looks once a second how much is used. It is called by the loop each time that
+// it sends something, which it does once a second even with nothing to do: so nobody
+// has to wake for it.
+func (p *processors) turn(now monotime.Time) {
+	d := now.Sub(p.at)
+	if p.at != 0 && d < lookEach || p.most == 0 {
+		return
+	}
+	used := processorTime()
+	if p.at != 0 {
+		p.used((used-p.last).Seconds()/d.Seconds(), d)
+	} else {
+		p.work(0)
+	}
+	p.last, p.at = used, now
+}
+
+// used takes note of a time of d in which this part of one processor was used.
+func (p *processors) used(part float64, d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -80,39 +103,19 @@ func (p *processors) used(part float64) {
 	case part >= spare:
 		p.quietFor = 0
 	default:
-		if p.quietFor++; p.quietFor >= quietSeconds {
+		if p.quietFor += d; p.quietFor >= quietTime {
 			p.loaded = false
 		}
 	}
 	p.apply()
 }
 
-// watch follows the use until ctx ends, and then puts back what was before.
-func (p *processors) watch(ctx context.Context) error {
-	defer func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.most, p.now = 0, p.original
-		runtime.GOMAXPROCS(p.original)
-	}()
-	if p.most == 0 {
-		<-ctx.Done()
-		return nil
-	}
-	p.work(0)
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	last, at := processorTime(), time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		used, now := processorTime(), time.Now()
-		p.used((used - last).Seconds() / now.Sub(at).Seconds())
-		last, at = used, now
-	}
+// stop ends the deciding, and puts back what was before. The loop has ended.
+func (p *processors) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.most, p.now = 0, p.original
+	runtime.GOMAXPROCS(p.original)
 }
 
 // processorTime is what this process has used so far.

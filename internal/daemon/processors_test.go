@@ -1,9 +1,11 @@
 package daemon
 
 import (
-	"context"
 	"runtime"
 	"testing"
+	"time"
+
+	"syncd/internal/monotime"
 )
 
 func TestProcessors(t *testing.T) {
@@ -18,7 +20,7 @@ func TestProcessors(t *testing.T) {
 			t.Errorf("%s: %d processors, want %d", when, got, n)
 		}
 	}
-	p.used(0.01)
+	p.turn(monotime.Now())
 	want("with nothing to do", 1)
 	p.begin()
 	p.begin()
@@ -27,28 +29,52 @@ func TestProcessors(t *testing.T) {
 	want("during another one", 3)
 	p.end()
 	want("after it", 1)
-	p.used(0.7)
+	p.used(0.7, time.Second)
 	want("under load", 3)
-	for range quietSeconds - 1 {
-		p.used(0.1)
+	for range int(quietTime/time.Second) - 1 {
+		p.used(0.1, time.Second)
 	}
 	want("soon after the load", 3)
-	p.used(0.5)
-	for range quietSeconds - 1 {
-		p.used(0.1)
+	p.used(0.5, time.Second)
+	for range int(quietTime/time.Second) - 1 {
+		p.used(0.1, time.Second)
 	}
 	want("soon after half of the load", 3)
-	p.used(0.1)
+	p.used(0.1, time.Second)
 	want("some time after the load", 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := p.watch(ctx); err != nil {
-		t.Error(err)
-	}
+	p.stop()
 	want("at the end", 3)
 	p.begin()
-	p.used(1)
+	p.used(1, time.Second)
 	want("after the end", 3)
+}
+
+// What the process itself uses is noticed, within a second of the loop's.
+func TestProcessorsWatch(t *testing.T) {
+	before := runtime.GOMAXPROCS(3)
+	defer runtime.GOMAXPROCS(before)
+	t.Setenv("GOMAXPROCS", "")
+	var p processors
+	p.start()
+	defer p.stop()
+	now := monotime.Now()
+	p.turn(now)
+	for used := processorTime(); processorTime()-used < 100*time.Millisecond; {
+	}
+	p.turn(now.Add(lookEach / 2))
+	if n := runtime.GOMAXPROCS(0); n != 1 {
+		t.Errorf("%d processors before a second is over", n)
+	}
+	p.turn(now.Add(lookEach)) // at least a tenth of it was used
+	if p.last == 0 || p.loaded {
+		t.Errorf("100 ms of a second are no load; %v used", p.last)
+	}
+	for used := processorTime(); processorTime()-used < 500*time.Millisecond; {
+	}
+	p.turn(now.Add(2 * lookEach))
+	if n := runtime.GOMAXPROCS(0); n != 3 {
+		t.Errorf("%d processors, and half of one was used", n)
+	}
 }
 
 func TestProcessorsOfTheEnvironment(t *testing.T) {
@@ -57,7 +83,8 @@ func TestProcessorsOfTheEnvironment(t *testing.T) {
 	t.Setenv("GOMAXPROCS", "3")
 	var p processors
 	p.start()
-	p.used(0)
+	p.turn(monotime.Now())
+	p.used(0, time.Hour)
 	p.begin()
 	if got := runtime.GOMAXPROCS(0); got != 3 {
 		t.Errorf("%d processors, and the environment says 3", got)

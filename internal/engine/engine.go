@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"sync/atomic"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -98,6 +97,15 @@ type DumpFunc func(ctx context.Context, fn func(*flow.Event) error) error
 // goroutine.
 type FetchFunc func(ctx context.Context, keys []flow.Tuple, fn func(*flow.Flow)) error
 
+// Alarm wakes the loop at a time. Its methods are called by the loop.
+type Alarm interface {
+	// Rings yields when the time has come, or earlier; Heard is called then.
+	Rings() <-chan struct{}
+	Heard()
+	// Set sets the time, in the place of the one before.
+	Set(now, at monotime.Time)
+}
+
 // Config assembles an engine. Everything is owned by the engine from New on.
 type Config struct {
 	Log           *zap.Logger // nil for none
@@ -108,6 +116,7 @@ type Config struct {
 	Sender        Sender
 	Links         []LinkReader
 	NewMode       func(*Engine) Mode // the mode sends the flows of the engine, its Store
+	Alarm         Alarm              // nil: a timer of the runtime
 	Sealer        Sealer             // nil: datagrams are plain, and there is one peer
 	Filter        *filter.Filter
 	InternalLimit int            // entries, dead ones included
@@ -358,9 +367,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	if e.park != nil {
 		answers = e.park.done
 	}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	busy := false
+	alarm := e.cfg.Alarm
+	if alarm == nil {
+		a := newTimerAlarm()
+		defer a.timer.Stop()
+		alarm = a
+	}
+	busy := true
 	for {
 		if !busy {
 			select {
@@ -389,7 +402,8 @@ func (e *Engine) Run(ctx context.Context) error {
 				e.tick()
 				c.fn()
 				close(c.done)
-			case <-timer.C:
+			case <-alarm.Rings():
+				alarm.Heard()
 				e.tick()
 			case <-ctx.Done():
 				return context.Cause(ctx)
@@ -407,7 +421,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			busy = true
 		}
 		if !busy {
-			timer.Reset(max(0, e.deadline().Sub(monotime.Now())))
+			alarm.Set(monotime.Now(), e.deadline())
 		}
 	}
 }

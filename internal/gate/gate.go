@@ -6,6 +6,8 @@
 // user waits for it, by an epoll instance of its own, which the runtime's poller
 // watches in turn; during a pause nothing wakes but the timer.
 //
+// An Alarm wakes the goroutine that waits for nothing but time, in the same way.
+//
 // A Gate knows nothing of what is read. The socket must not be in the runtime's
 // poller (not an os.File, net.Conn or the like); it stays the caller's, who closes
 // it after the gate.

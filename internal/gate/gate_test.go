@@ -99,9 +99,13 @@ func TestDeadlineAndClose(t *testing.T) {
 	for what, wait := range map[string]func() error{
 		"wait": g.Wait, "pause": func() error { return g.Pause(time.Hour) },
 	} {
-		time.AfterFunc(10*time.Millisecond, func() { g.SetDeadline(time.Unix(0, 1)) })
+		set := make(chan error)
+		time.AfterFunc(10*time.Millisecond, func() { set <- g.SetDeadline(time.Unix(0, 1)) })
 		if err := wait(); err != os.ErrDeadlineExceeded {
 			t.Errorf("%s: %v, want %v", what, err, os.ErrDeadlineExceeded)
+		}
+		if err := <-set; err != nil { // or the half of it that is to come would end the next one
+			t.Fatal(err)
 		}
 		if err := g.SetDeadline(time.Time{}); err != nil {
 			t.Fatal(err)

@@ -11,8 +11,8 @@ import (
 )
 
 // A pair that has nothing to do sleeps: each daemon says a word or two a second and hears as
-// many. A message wakes it once, but several of its threads go to sleep again after it, among them the
-// one that watches over the runtime and looks around for a moment.
+// many, and each of these wakes one thread once. What is beyond that are the seldom
+// timers of the runtime, which wake the thread that watches over it.
 func TestIdle(t *testing.T) {
 	if testing.Short() {
 		t.Skip("watches real daemons for some seconds")
@@ -74,7 +74,7 @@ func TestIdle(t *testing.T) {
 				used, _ := CPU(d.PID)
 				rate := float64(after-before[i]) / watch.Seconds()
 				t.Logf("%s: %.1f wake-ups a second, %.3f %% of a processor", d.Node.Name(), rate, 100*(used-cpu[i]).Seconds()/watch.Seconds())
-				if rate > 40 {
+				if rate > 16 {
 					t.Errorf("%s wakes %.1f times a second with nothing to do", d.Node.Name(), rate)
 				}
 			}
