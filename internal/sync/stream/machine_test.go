@@ -496,3 +496,46 @@ func BenchmarkDigest(b *testing.B) {
 		b.Fatal(x.m.count)
 	}
 }
+
+// Nodes with nothing to do speak at the same moment, whenever they were started: the
+// answer to a HELLO is one, and digests go along. So the machines wake seldom.
+func TestIdleNodesSpeakTogether(t *testing.T) {
+	for _, nodes := range []int{2, 3} {
+		for seed := range uint64(10) {
+			r := rand.New(rand.NewPCG(seed, 5))
+			w := &network{r: r, now: 1, cut: map[[2]int]bool{}}
+			for i := range nodes {
+				n := &node{w: w, name: string(rune('A' + i))}
+				w.nodes = append(w.nodes, n)
+				n.restart(false)
+				n.set(1, false)
+				w.run(time.Duration(r.IntN(3000))*time.Millisecond, nil)
+			}
+			w.run(5*time.Second, nil)
+			const seconds = 20
+			sends := make([]int, nodes)
+			w.delay = 0
+			var at monotime.Time
+			bursts := 0 // moments at which somebody spoke
+			w.spoke = func(i int) {
+				sends[i]++
+				if w.now.Sub(at) > 10*time.Millisecond {
+					bursts++
+				}
+				at = w.now
+			}
+			w.run(seconds*time.Second, nil)
+			if len(w.wrong) > 0 {
+				t.Fatal(w.wrong)
+			}
+			for i, n := range sends {
+				if n > 2*seconds+2 { // HELLO with all that is due, and what covers the others' digests
+					t.Errorf("seed %d: node %d of %d spoke %d times in %d s", seed, i, nodes, n, seconds)
+				}
+			}
+			if bursts > 2*seconds+2 {
+				t.Errorf("seed %d: %d nodes spoke at %d moments in %d s", seed, nodes, bursts, seconds)
+			}
+		}
+	}
+}

@@ -137,6 +137,8 @@ func (m *Machine) receiveHello(now monotime.Time, session uint64, msg *wire.Mess
 	}
 	if p.met && p.role.Hear(s.Says, heard) || !p.met || !p.knows {
 		m.greet(now)
+	} else if m.helloDue.Sub(now) < helloInterval/2 {
+		m.helloDue = now // both are awake, and what is said now need not wake them again
 	}
 	if !p.met || !p.knows {
 		return wire.Control

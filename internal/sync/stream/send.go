@@ -160,6 +160,9 @@ func (m *Machine) appendHello(now monotime.Time, b []byte) []byte {
 		}
 	}
 	m.helloDue, m.lastHi = now.Add(helloInterval), now
+	if m.digestDue.Sub(now) < digestInterval/2 {
+		m.digestDue = now // goes along: each word that is said alone wakes both nodes
+	}
 	m.Stats.HelloSent++
 	return wire.AppendHello(b, m.next, m.cfg.Name, m.self.Says(), m.greets)
 }

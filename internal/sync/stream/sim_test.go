@@ -25,6 +25,7 @@ type network struct {
 	delay time.Duration
 	cut   map[[2]int]bool // directions in which nothing arrives
 	mute  *node           // whose STATUS never arrives
+	spoke func(i int)     // called for each datagram of node i; may be nil
 
 	settle time.Duration // after the last fault
 }
@@ -73,6 +74,9 @@ func (w *network) run(d time.Duration, each func()) {
 			}
 			n.inbox = later
 			n.turn(w.now, 1400, 64, func(b []byte) {
+				if w.spoke != nil {
+					w.spoke(i)
+				}
 				for j, to := range w.nodes {
 					if j != i {
 						w.deliver(i, j, n, to, b)
