@@ -164,6 +164,7 @@ func (r *receiver) read(b *Batch) (errno unix.Errno, open bool) {
 			return 0, false
 		}
 		if r.errno != unix.EAGAIN {
+			r.pace.Full = len(b.hdrs)
 			r.pause = r.pace.Got(monotime.Now(), b.used)
 			return r.errno, true
 		}

@@ -12,6 +12,7 @@ import (
 type Pace struct {
 	Least, Most time.Duration // of a pause
 	Few         int           // messages; a read that gets fewer lengthens the pause, one that gets four times as many shortens it
+	Full        int           // messages that a read gets at most: after such a one there is no pause; 0 for no such limit
 
 	last  monotime.Time // of the read before, 0 for none
 	pause time.Duration
@@ -28,6 +29,9 @@ func (p *Pace) Got(now monotime.Time, n int) time.Duration {
 	case !close:
 		p.pause = p.Least
 		return 0
+	case p.Full > 0 && n >= p.Full:
+		p.pause = p.Least
+		return 0 // there is more
 	case n < p.Few:
 		p.pause = min(2*p.pause, max(p.Most, p.Least))
 	case n >= 4*p.Few:

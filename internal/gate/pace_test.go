@@ -43,6 +43,17 @@ func TestPace(t *testing.T) {
 		}
 		now = now.Add(time.Second)
 	}
+	// A read that got all that it could get is followed by another one.
+	p = Pace{Least: 300 * us, Most: time.Millisecond, Few: 3, Full: 64}
+	for i, c := range []struct {
+		n    int
+		want time.Duration
+	}{{2, 0}, {2, 600 * us}, {64, 0}, {64, 0}, {63, 300 * us}} {
+		now = now.Add(400 * us)
+		if got := p.Got(now, c.n); got != c.want {
+			t.Errorf("read %d: pause of %v, want %v", i, got, c.want)
+		}
+	}
 	p = Pace{}
 	for range 3 {
 		if got := p.Got(now, 1); got != 0 {

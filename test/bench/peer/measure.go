@@ -129,6 +129,7 @@ type account struct {
 	a, b             rig.Counters
 	drops            uint64
 	wireToB, wireToA uint64
+	wakesA, wakesB   uint64
 }
 
 func (p *pairUnderTest) account() (c account, err error) {
@@ -141,6 +142,12 @@ func (p *pairUnderTest) account() (c account, err error) {
 	}
 	if err == nil {
 		c.wireToB, c.wireToA, err = p.rig.WireBytes()
+	}
+	if err == nil {
+		c.wakesA, err = rig.Wakeups(p.a.PID)
+	}
+	if err == nil {
+		c.wakesB, err = rig.Wakeups(p.b.PID)
 	}
 	if err == nil {
 		c.cpuA, c.cpuB, err = p.cpu()
@@ -211,7 +218,8 @@ func (p *pairUnderTest) load(run func() (events int, took time.Duration, err err
 		CPUActive: float64(cpuA-before.cpuA) / events, CPUBackup: float64(cpuB-before.cpuB) / max(messages, 1),
 		WireToBackup: float64(after.wireToB-before.wireToB) / events, WireToActive: float64(after.wireToA-before.wireToA) / events,
 		Drops: after.drops - before.drops, Overruns: after.a.Overruns - before.a.Overruns,
-		CatchUp: caughtUp.Seconds(),
+		CatchUp:     caughtUp.Seconds(),
+		WakesActive: float64(after.wakesA-before.wakesA) / took.Seconds(), WakesBackup: float64(after.wakesB-before.wakesB) / took.Seconds(),
 	}
 	l.Held = l.Drops == 0 && l.Overruns == 0 && caughtUp <= keptUp
 	return l, nil

@@ -76,6 +76,9 @@ type Load struct {
 	Overruns uint64  `json:"overruns"`
 	CatchUp  float64 `json:"catch_up_s"` // at work after the end of the load
 	Held     bool    `json:"held"`       // nothing dropped, no backlog
+
+	WakesActive float64 `json:"wakeups_per_s_active"` // of all threads
+	WakesBackup float64 `json:"wakeups_per_s_backup"`
 }
 
 // full reports whether the generator has made the rate that it was asked for.
@@ -262,6 +265,10 @@ func (r *Results) summarise() {
 	for _, t := range r.targets() {
 		row(fmt.Sprintf("rate made beside it, churn at %d/s", t), "k/s", "", func(s *Sample) float64 { return s.churn(t).Rate / 1e3 })
 		row(fmt.Sprintf("events dropped, churn at %d/s", t), "", "", func(s *Sample) float64 { return float64(s.churn(t).Drops) })
+	}
+	for _, t := range r.targets() {
+		row(fmt.Sprintf("wake-ups, active, churn at %d/s", t), "1/s", "", func(s *Sample) float64 { return s.churn(t).WakesActive })
+		row(fmt.Sprintf("wake-ups, backup, churn at %d/s", t), "1/s", "", func(s *Sample) float64 { return s.churn(t).WakesBackup })
 	}
 	row("event rate held without loss", "k/s", "≥ 2", func(s *Sample) float64 { v, _ := s.held(); return v / 1e3 })
 	row("memory a flow, internal cache", "B", "≤ 0.30", func(s *Sample) float64 { return s.Memory.PerFlowInternal })

@@ -29,6 +29,10 @@ type Scale struct {
 // scaleRate is the rate of the load beside which bulk update and resynchronisation run.
 const scaleRate = 20000
 
+// scaleLives is how many connections live at a time in that load: few, so that they end
+// soon, and there is something to look at.
+const scaleLives = scaleRate / 40
+
 // measureScales measures syncd beside each number of flows.
 func measureScales(ctx context.Context, o options, res *Results, out io.Writer) error {
 	res.Scales = nil
@@ -45,7 +49,7 @@ func measureScales(ctx context.Context, o options, res *Results, out io.Writer) 
 
 func measureScale(ctx context.Context, o options, flows int) (s *Scale, err error) {
 	o.flows = flows
-	o.lives = min(o.lives, scaleRate/40) // which end after 0.2 s at that rate, so that there is something to look at
+	o.lives = min(o.lives, max(flows/5, scaleLives)) // few beside those that stand
 	r, err := rig.New(o.bin)
 	if err != nil {
 		return nil, err
@@ -87,7 +91,8 @@ func measureScale(ctx context.Context, o options, flows int) (s *Scale, err erro
 	if s.GCBackup, err = gcOf(p.b).share(before[1]); err != nil {
 		return nil, err
 	}
-	if s.Calm, err = p.latency(ctx, g, scaleRate, o.duration, nil); err != nil {
+	p.o.lives = scaleLives
+	if s.Calm, err = p.latency(ctx, g, scaleRate, 2*o.duration, nil); err != nil {
 		return nil, err
 	}
 	long := o.duration + time.Duration(flows)*10*time.Microsecond // enough for what happens beside it
