@@ -36,7 +36,7 @@ func mirrorPair(t *testing.T, options ...func(*Config)) (n *simnet.Network, a, b
 }
 
 // dialects runs a test with a pair in each dialect.
-func dialects(t *testing.T, test func(t *testing.T, mirror bool, a, b *node)) {
+func dialects(t *testing.T, test func(t *testing.T, mirror bool, a, b *node), options ...func(*Config)) {
 	for _, d := range []struct {
 		name   string
 		mirror bool
@@ -44,7 +44,7 @@ func dialects(t *testing.T, test func(t *testing.T, mirror bool, a, b *node)) {
 	}{{"conntrackd", false, pair}, {"syncd", true, mirrorPair}} {
 		t.Run(d.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				_, a, b := d.pair(t)
+				_, a, b := d.pair(t, options...)
 				test(t, d.mirror, a, b)
 				a.stop()
 				b.stop()

@@ -84,8 +84,9 @@
 //	message that changes nothing        nothing
 //	message about what is ours          nothing
 //	deletion, sweep, expiry, flush of   deleted if it is parked; if touched, ours, with a
-//	the external cache                  timeout that the next packet sets right; if another
-//	                                    owner has the flow, parked for that one
+//	the external cache                  timeout that the next packet sets right (and a remnant
+//	                                    on a node that is not in charge); if another owner has
+//	                                    the flow, parked for that one
 //	flow in doubt                       nothing before it is swept
 //	traffic on it, with an event        ours
 //	ended (not by us)                   parked again if it was parked, or ours on a node

@@ -502,16 +502,27 @@ func (e *Engine) parkedToo(t *flow.Tuple) {
 	}
 }
 
-// parkTouched takes over a flow that its owner has ended although packets pass it here.
+// parkTouched takes over a flow that its owner has ended although the kernel's entry was
+// not parked any more, since packets pass it here, or not yet, since it was yielded a
+// moment ago. A node that is not in charge cannot tell the two apart, and treats it as
+// what has ended elsewhere: if nobody uses it, a purge ends it.
 func (e *Engine) parkTouched(f *flow.Flow) {
 	h := e.internal.Lookup(&f.Orig)
 	if h != 0 && !e.gone(h) || !e.fit(f) {
 		return
 	}
-	if h, replace := e.own(h, f, f.Has); h != 0 {
-		e.touched()
-		e.mode.Enqueue(h, replace)
+	h, replace := e.own(h, f, f.Has)
+	if h == 0 {
+		return
 	}
+	e.touched()
+	if e.standby {
+		e.setStanding(h, standRemnant|standEnded, 0)
+		if !e.cfg.Mirror {
+			return // nobody would tell the end of it: see end
+		}
+	}
+	e.mode.Enqueue(h, replace)
 }
 
 // own puts a flow of which the kernel's entry is ours now into the internal cache, in

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"flag"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -704,6 +705,66 @@ func TestYieldToRemnants(t *testing.T) {
 		a.stop()
 		b.stop()
 	})
+}
+
+// What is yielded, and ended by its new owner before it could be parked, looks as if
+// packets passed it here. It is a remnant that has ended elsewhere: a purge ends it unless
+// it is used.
+func TestYieldedAndEnded(t *testing.T) {
+	for _, used := range []bool{false, true} {
+		t.Run(fmt.Sprintf("used %v", used), func(t *testing.T) {
+			dialects(t, func(t *testing.T, mirror bool, a, b *node) {
+				a.opened(10)
+				b.adopt()
+				if !mirror {
+					b.do(b.replica.Flush) // as after any commit
+				}
+				b.do(b.Mode().Bulk)
+				time.Sleep(settled)
+				if mirror {
+					b.tell(wire.RolePrimary)
+					a.tell(wire.RoleBackup)
+				} else {
+					a.do(func() { a.SetPassive(true) })
+					a.mark()
+				}
+				for range 100_000 {
+					if synctest.Wait(); a.stats().Yielded == 10 {
+						break
+					}
+					time.Sleep(100 * time.Microsecond)
+				}
+				f := newFlow(3)
+				b.kernel.Destroy(f.Orig, 0)
+				time.Sleep(settled)
+				if left := a.kernel.Flows()[f.Orig]; left.Timeout == 0 || left.Timeout > 300 {
+					t.Fatalf("it was deleted, or is kept: %d s", left.Timeout)
+				}
+				if n := a.count(false); n.All != 1 || n.Ended != 1 {
+					t.Errorf("%+v", n)
+				}
+				told := func() bool { return b.replica.list[0].cache.Lookup(&f.Orig) != 0 }
+				if told() != mirror {
+					t.Errorf("the new owner has been told: %v", told())
+				}
+				ends, _ := a.judge(RemnantRule{})
+				wantTuples(t, "to end", ends, 3)
+				if used {
+					a.kernel.Touch(f.Orig, 300)
+					_, inUse := a.judge(RemnantRule{Outlived: true})
+					wantTuples(t, "in use", inUse, 3)
+				} else {
+					a.kernel.Destroy(f.Orig, 0)
+				}
+				time.Sleep(settled)
+				if _, own := a.internalTable()[f.Orig]; own != used || told() != used {
+					t.Errorf("in the end it is in the cache: %v, and at the peer: %v", own, told())
+				}
+				wantInternal(t, a)
+				wantInternal(t, b)
+			}, withParker)
+		})
+	}
 }
 
 // What has a timeout that nobody can change, as a tunnel after a takeover, cannot be

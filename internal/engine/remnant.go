@@ -182,6 +182,9 @@ func (e *Engine) JudgeRemnant(f *flow.Flow, rule RemnantRule) RemnantVerdict {
 			return RemnantStays
 		}
 		e.setStanding(h, 0, remnantStanding)
+		if standing&standEnded != 0 && !e.cfg.Mirror {
+			e.mode.Enqueue(h, false) // the peer has ended it, and may not know that it goes on here
+		}
 		return RemnantInUse
 	case standing&standShort != 0 || !e.filter.Match(f):
 		return RemnantStays

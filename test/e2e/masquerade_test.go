@@ -327,9 +327,6 @@ func openIdle(t testing.TB, p *lab.Pair) {
 // before.
 func TestFailbackDuringPurge(t *testing.T) {
 	for _, d := range dialects {
-		if d.instant && d.second == theirs {
-			continue // not always: docs/conntrackd.md
-		}
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
 			const after = 8 * time.Second
