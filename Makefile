@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 export GOFLAGS = -buildvcs=false
 LDFLAGS := -s -w -X main.release=$(VERSION)
 
-.PHONY: help build demo test peers lint bench bench-peer bench-commit install clean
+.PHONY: help build demo test peers lint bench bench-peer bench-commit bench-failover install clean
 
 help:        ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,9 @@ bench-peer: build peers ## syncd and conntrackd by turns under the same load: so
 
 bench-commit: build peers ## commit and dump of 1 k to 1 M flows, syncd and conntrackd by turns: some 10 minutes, as root
 	$(GO) run ./test/bench/commit -syncd bin/syncd -json bench-commit.json
+
+bench-failover: build peers ## death of the active node and cut of the link, syncd and conntrackd by turns: some 6 minutes, as root
+	$(GO) run ./test/bench/failover -syncd bin/syncd -json bench-failover.json
 
 install: build  ## program, unit, sysctl and example configuration below DESTDIR
 	install -D -m 0755 bin/syncd $(DESTDIR)$(PREFIX)/sbin/syncd

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -14,8 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"syncd/internal/ctnetlink"
-	"syncd/internal/flow"
-	"syncd/internal/lab"
 	"syncd/test/bench/rig"
 )
 
@@ -46,93 +43,36 @@ const (
 	churnFlows   = 1000 // that come and go on the active node
 )
 
-var (
-	sourceNet   = binary.BigEndian.Uint32(rig.FlowSource.Addr().AsSlice())
-	targetFill  = binary.BigEndian.Uint32(rig.FlowTarget.Addr().AsSlice()) + 1
-	targetChurn = targetFill + 1
+// Targets of the flows, see rig.Flow.
+const (
+	targetFill  = 1
+	targetChurn = 2
 )
-
-// numbered returns flow n to a target: an established connection in full flight.
-func numbered(n int, target uint32) (f flow.Flow) {
-	f.Orig = flow.Tuple{Family: flow.IPv4, Proto: flow.TCP, SrcPort: 1024 + uint16(n&0x3fff), DstPort: 443}
-	binary.BigEndian.PutUint32(f.Orig.Src[:], sourceNet+uint32(n>>14))
-	binary.BigEndian.PutUint32(f.Orig.Dst[:], target)
-	f.Reply, _ = f.Orig.Inverse()
-	f.Has = flow.HasReply | flow.HasStatus | flow.HasTimeout | flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale
-	f.Status = flow.StatusConfirmed | flow.StatusSeenReply | flow.StatusAssured
-	f.Timeout, f.TCPState = 3600, flow.TCPEstablished
-	f.TCPFlags, f.TCPWScale = [2]uint8{3, 3}, [2]uint8{7, 7}
-	return f
-}
-
-// writer makes changes in the kernel of a node. It belongs to one goroutine.
-type writer struct {
-	*ctnetlink.Writer
-	refused error
-}
-
-func newWriter(n *lab.Node) (*writer, error) {
-	w, err := ctnetlink.NewWriter(ctnetlink.WriterConfig{NetNS: n.FD()})
-	return &writer{Writer: w}, err
-}
-
-func (w *writer) add(op ctnetlink.Op, n int, target uint32) error {
-	f := numbered(n, target)
-	_, err := w.Add(op, &f, ctnetlink.CreateOptions{})
-	return err
-}
-
-func (w *writer) flush() error {
-	err := w.Flush(func(_ int, errno unix.Errno) {
-		if w.refused == nil {
-			w.refused = fmt.Errorf("the kernel refused a change of the load: %w", errno)
-		}
-	})
-	return errors.Join(err, w.refused)
-}
 
 // fillRate is slow enough for any daemon here to follow, in flows a second.
 const fillRate = 100_000
 
-// fill makes n flows.
-func (w *writer) fill(n int) error {
-	begin := time.Now()
-	for i := 0; i < n; {
-		for range min(ctnetlink.MaxBatch, n-i) {
-			if err := w.add(ctnetlink.OpCreate, i, targetFill); err != nil {
-				return err
-			}
-			i++
-		}
-		if err := w.flush(); err != nil {
-			return err
-		}
-		time.Sleep(time.Until(begin.Add(time.Duration(i) * time.Second / fillRate)))
-	}
-	return nil
-}
-
 // churn lets flows come and go at a rate of events a second until stop is set, and
 // counts the events.
-func (w *writer) churn(rate int, stop *atomic.Bool, events *atomic.Int64) error {
+func churn(w *rig.Load, rate int, stop *atomic.Bool, events *atomic.Int64) error {
 	begin := time.Now()
 	for n := 0; !stop.Load(); n++ {
 		op := ctnetlink.OpCreate
 		if n/churnFlows%2 == 1 {
 			op = ctnetlink.OpDelete
 		}
-		if err := w.add(op, n%churnFlows, targetChurn); err != nil {
+		if err := w.Add(op, n%churnFlows, targetChurn); err != nil {
 			return err
 		}
 		if n%10 == 9 {
-			if err := w.flush(); err != nil {
+			if err := w.Flush(); err != nil {
 				return err
 			}
 			events.Store(int64(n + 1))
 			time.Sleep(time.Until(begin.Add(time.Duration(n) * time.Second / time.Duration(rate))))
 		}
 	}
-	return w.flush()
+	return w.Flush()
 }
 
 // favour gives the threads of a process real-time priority over what else runs on the
@@ -178,7 +118,7 @@ func measure(ctx context.Context, o *options, kind rig.Kind, flows int) (s *Samp
 			}
 		}
 	}
-	w, err := newWriter(r.A)
+	w, err := rig.NewLoad(r.A)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +126,7 @@ func measure(ctx context.Context, o *options, kind rig.Kind, flows int) (s *Samp
 
 	s = &Sample{Kind: kind, Flows: flows}
 	begin := time.Now()
-	if err := w.fill(flows); err != nil {
+	if err := w.Range(ctx, ctnetlink.OpCreate, 0, flows, targetFill, fillRate); err != nil {
 		return nil, err
 	}
 	if err := rig.Wait(fillDeadline, fmt.Sprintf("the backup has %d flows", flows), func() (bool, error) {
@@ -211,7 +151,7 @@ func measure(ctx context.Context, o *options, kind rig.Kind, flows int) (s *Samp
 	var events atomic.Int64
 	churned := make(chan error, 1)
 	if o.churn > 0 {
-		go func() { churned <- w.churn(o.churn, &stop, &events) }()
+		go func() { churned <- churn(w, o.churn, &stop, &events) }()
 	} else {
 		churned <- nil
 	}

@@ -3,28 +3,19 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
-	"runtime"
 	"slices"
-	"strings"
 	"text/tabwriter"
-	"time"
 
 	"syncd/test/bench/rig"
 )
 
 // Report is everything that was measured.
 type Report struct {
-	Date       time.Time `json:"date"`
-	Kernel     string    `json:"kernel"`
-	CPUs       int       `json:"cpus"`
-	Syncd      string    `json:"syncd"`
-	Conntrackd string    `json:"conntrackd"`
-	Alone      bool      `json:"alone"` // nobody else listened during the commit
-	Churn      int       `json:"churn_events_per_s"`
-	Samples    []Sample  `json:"samples"`
-	Summary    []Row     `json:"summary"`
+	rig.Machine
+	Alone   bool     `json:"alone"` // nobody else listened during the commit
+	Churn   int      `json:"churn_events_per_s"`
+	Samples []Sample `json:"samples"`
+	Summary []Row    `json:"summary"`
 }
 
 // Row is a figure, as the median of all runs. It is missing for a kind of daemon that
@@ -56,22 +47,8 @@ var figures = []struct {
 	{"kernel's table read, processor", func(s *Sample) float64 { return s.ReadCPUS }},
 }
 
-func firstLine(name string, args ...string) string {
-	b, err := exec.Command(name, args...).CombinedOutput()
-	line, _, _ := strings.Cut(string(b), "\n")
-	if err != nil && line == "" {
-		return err.Error()
-	}
-	return line
-}
-
 func summarize(o *options, samples []Sample) *Report {
-	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	r := &Report{
-		Date: time.Now().UTC(), Kernel: strings.TrimSpace(string(release)), CPUs: runtime.NumCPU(),
-		Syncd: firstLine(o.bin, "version"), Conntrackd: firstLine("conntrackd", "-v"),
-		Alone: o.alone, Churn: o.churn, Samples: samples,
-	}
+	r := &Report{Machine: rig.ThisMachine(o.bin), Alone: o.alone, Churn: o.churn, Samples: samples}
 	var sizes []int
 	var kinds []rig.Kind
 	for i := range samples {
@@ -91,7 +68,7 @@ func summarize(o *options, samples []Sample) *Report {
 					}
 				}
 				if len(v) > 0 {
-					row.Seconds[k] = median(v)
+					row.Seconds[k] = rig.Median(v)
 				}
 			}
 			if base := row.Seconds[rig.Conntrackd]; base > 0 {
@@ -105,15 +82,6 @@ func summarize(o *options, samples []Sample) *Report {
 		}
 	}
 	return r
-}
-
-// median is that of at least one value. It sorts them.
-func median(v []float64) float64 {
-	slices.Sort(v)
-	if n := len(v); n%2 == 0 {
-		return (v[n/2-1] + v[n/2]) / 2
-	}
-	return v[len(v)/2]
 }
 
 // table writes the medians, and the ratios to conntrackd where it was measured.

@@ -42,7 +42,7 @@ func (d *Daemon) conntrackdCommit() (c Committed, err error) {
 		return c, err
 	}
 	begin := time.Now()
-	out, err := d.Node.Output(d.Node.Command("conntrackd", "-C", strings.TrimSuffix(d.socket, ".sock")+".conf", "-c"))
+	out, err := d.Node.Output(d.Node.Command("conntrackd", "-C", d.config, "-c"))
 	if err != nil {
 		return c, fmt.Errorf("conntrackd -c: %w: %s", err, out)
 	}
@@ -57,13 +57,9 @@ func (d *Daemon) conntrackdCommit() (c Committed, err error) {
 	}); err != nil {
 		return c, err
 	}
-	_, took, _ := strings.Cut(log, "commit has taken ")
-	took, _, _ = strings.Cut(took, " ")
-	s, err := strconv.ParseFloat(took, 64)
-	if err != nil {
-		return c, fmt.Errorf("conntrackd's log: %q: %w", log, err)
+	if c.Took, err = conntrackdTook(log); err != nil {
+		return c, err
 	}
-	c.Took = time.Duration(s * float64(time.Second))
 	if c.Created, err = after(log, "Committed"); err != nil {
 		return c, err
 	}
@@ -74,6 +70,38 @@ func (d *Daemon) conntrackdCommit() (c Committed, err error) {
 	return c, nil
 }
 
+// conntrackdTook reads how long a commit has taken from the log that conntrackd has
+// written of it.
+func conntrackdTook(log string) (time.Duration, error) {
+	_, took, _ := strings.Cut(log, "commit has taken ")
+	took, _, _ = strings.Cut(took, " ")
+	s, err := strconv.ParseFloat(took, 64)
+	if err != nil {
+		return 0, fmt.Errorf("conntrackd's log: %q: %w", log, err)
+	}
+	return time.Duration(s * float64(time.Second)), nil
+}
+
+// LastCommit returns how long the only commit of the daemon so far has taken, by its own
+// words.
+func (d *Daemon) LastCommit() (time.Duration, error) {
+	if d.Kind == Conntrackd {
+		log, err := os.ReadFile(d.log)
+		if err != nil {
+			return 0, err
+		}
+		return conntrackdTook(string(log))
+	}
+	s, err := d.Status()
+	if err != nil {
+		return 0, err
+	}
+	if s.LastCommit == nil {
+		return 0, fmt.Errorf("%s on %s has made no commit", d.Kind, d.Node.Name())
+	}
+	return time.Duration(s.LastCommit.DurationS * float64(time.Second)), nil
+}
+
 // Reread makes the daemon read its kernel's whole table again, and returns how long
 // that took.
 func (d *Daemon) Reread() (time.Duration, error) {
@@ -82,7 +110,7 @@ func (d *Daemon) Reread() (time.Duration, error) {
 		_, err := d.client.Resync(context.Background(), true)
 		return time.Since(begin), err
 	}
-	out, err := d.Node.Output(d.Node.Command("conntrackd", "-C", strings.TrimSuffix(d.socket, ".sock")+".conf", "-R"))
+	out, err := d.Node.Output(d.Node.Command("conntrackd", "-C", d.config, "-R"))
 	if err != nil {
 		return 0, fmt.Errorf("conntrackd -R: %w: %s", err, out)
 	}

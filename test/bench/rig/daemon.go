@@ -57,6 +57,7 @@ type Daemon struct {
 	PID  int
 
 	proc   *lab.Process
+	config string // file
 	socket string
 	log    string
 	client *ctl.Client // of syncd
@@ -72,15 +73,14 @@ func (r *Rig) Start(kind Kind, which int, s Settings) (*Daemon, error) {
 	node := []*lab.Node{r.A, r.B}[which]
 	r.next++
 	base := filepath.Join(r.dir, fmt.Sprintf("%s-%d", node.Name(), r.next))
-	d := &Daemon{Kind: kind, Node: node, socket: base + ".sock", log: base + ".log"}
-	config := base + ".conf"
-	text, args, name := r.syncdConfig(d, which, s), []string{"-n", niceness, r.bin, "run", "-c", config}, "nice"
+	d := &Daemon{Kind: kind, Node: node, config: base + ".conf", socket: base + ".sock", log: base + ".log"}
+	text, args, name := r.syncdConfig(d, which, s), []string{"-n", niceness, r.bin, "run", "-c", d.config}, "nice"
 	if kind == Conntrackd {
 		var err error
 		if name, err = exec.LookPath("conntrackd"); err != nil {
 			return nil, fmt.Errorf("conntrackd is not installed (make peers installs it): %w", err)
 		}
-		text, args = conntrackdConfig(d, which, s, base), []string{"-C", config}
+		text, args = conntrackdConfig(d, which, s, base), []string{"-C", d.config}
 	} else {
 		var err error
 		if d.client, err = ctl.Dial(d.socket); err != nil {
@@ -88,7 +88,7 @@ func (r *Rig) Start(kind Kind, which int, s Settings) (*Daemon, error) {
 		}
 		d.stats = keptAlive(d.socket)
 	}
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(d.config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
 	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -141,6 +141,18 @@ port = %d
 
 // Stop ends the daemon.
 func (d *Daemon) Stop() error { return d.proc.Stop(10 * time.Second) }
+
+// Kill ends the daemon at once, as a machine that loses power does, and waits for that.
+func (d *Daemon) Kill() {
+	d.proc.Kill()
+	<-d.proc.Done()
+}
+
+// Socket is the control socket of a syncd.
+func (d *Daemon) Socket() string { return d.socket }
+
+// Config is the file of the daemon's configuration.
+func (d *Daemon) Config() string { return d.config }
 
 // Log returns the end of what the daemon has logged.
 func (d *Daemon) Log() string {

@@ -77,12 +77,24 @@ func New(bin string) (*Rig, error) {
 	return r, nil
 }
 
-func (r *Rig) lay() (err error) {
+// On returns a rig of two nodes that exist already, with IfSync and its addresses as
+// those of a lab.Pair are. It has no client and no server, and goes with the lab.
+func On(l *lab.Lab, a, b *lab.Node, bin string) (*Rig, error) {
+	r := &Rig{Lab: l, A: a, B: b, bin: bin}
+	return r, r.files()
+}
+
+// files makes the directory of the daemons' files, and their key.
+func (r *Rig) files() (err error) {
 	if r.dir, err = r.Lab.Dir(); err != nil {
 		return err
 	}
 	r.key = filepath.Join(r.dir, "key")
-	if err := os.WriteFile(r.key, seal.NewKey().Text(), 0o600); err != nil {
+	return os.WriteFile(r.key, seal.NewKey().Text(), 0o600)
+}
+
+func (r *Rig) lay() (err error) {
+	if err := r.files(); err != nil {
 		return err
 	}
 	for _, n := range []struct {
@@ -151,6 +163,17 @@ func route(ifname string, to netip.Prefix, mac string) error {
 
 // Close ends the daemons and removes everything.
 func (r *Rig) Close() error { return r.Lab.Close() }
+
+// CutSync pulls the cable between the nodes (true), or puts it back: whatever comes over
+// the sync link is lost, on both sides, as when a switch in between has died. The
+// interfaces stay as they are.
+func (r *Rig) CutSync(cut bool) error {
+	var losses []lab.Loss
+	if cut {
+		losses = []lab.Loss{{Interface: IfSync, Percent: 100}}
+	}
+	return errors.Join(r.A.SetLoss(losses...), r.B.SetLoss(losses...))
+}
 
 // WireBytes returns the octets that came over the sync link so far, at B and at A.
 func (r *Rig) WireBytes() (atB, atA uint64, err error) {
