@@ -340,7 +340,11 @@ const (
 	eventBatches = 8
 	dumpBatches  = 8
 	inboxes      = 4 // per link
-	takeAtMost   = 64
+
+	// What is taken in one turn is the work of a millisecond or less: what it leads to is
+	// sent before more is taken. Nobody waits for a dump.
+	takeAtMost  = 16
+	dumpsAtMost = 4
 )
 
 // Run is the loop. It returns when ctx ends, or with the error of a reader that
@@ -435,6 +439,7 @@ func (e *Engine) tick() {
 // deadlines and sending must have their turn. Events and all else take turns, so
 // that a flood of one does not keep the other waiting.
 func (e *Engine) drain(rd *readers, answers <-chan *flow.ParkBatch) {
+	dumps, left := e.kernel.batches, dumpsAtMost
 	for range takeAtMost {
 		idle := true
 		select {
@@ -448,9 +453,12 @@ func (e *Engine) drain(rd *readers, answers <-chan *flow.ParkBatch) {
 		case in := <-rd.inbox:
 			e.takeMessages(in)
 			in.home <- in
-		case b := <-e.kernel.batches:
+		case b := <-dumps:
 			e.takeDump(b)
 			e.kernel.free <- b
+			if left--; left == 0 {
+				dumps = nil
+			}
 		case err := <-e.kernel.ended:
 			e.dumpEnded(err)
 		case j := <-e.fetch.answered:

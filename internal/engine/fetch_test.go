@@ -346,7 +346,7 @@ func TestFetchedDuringDump(t *testing.T) {
 	answer.SeqAdj, answer.Status = adjustment(1), answer.Status|flow.StatusSeqAdjust
 	answer.Has |= flow.HasSeqAdjOrig | flow.HasSeqAdjRepl
 	e.fetched(&answer)
-	e.dumped(&older)
+	e.dumped(&older, 0)
 	var got flow.Flow
 	e.internal.Load(h, &got)
 	if got.SeqAdj != adjustment(1) {
@@ -358,9 +358,9 @@ func TestFetchedDuringDump(t *testing.T) {
 	if _, ok := e.fetch.watched[ev.Flow.Orig]; !ok {
 		t.Error("not watched")
 	}
-	e.dumped(&answer)
+	e.dumped(&answer, 0)
 	clear(e.fetch.watched)
-	e.dumped(&answer) // nothing new
+	e.dumped(&answer, 0) // nothing new
 	if _, ok := e.fetch.watched[ev.Flow.Orig]; !ok {
 		t.Error("not watched after a dump that changed nothing")
 	}

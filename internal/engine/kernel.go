@@ -481,16 +481,20 @@ func hasRoom(c *cache.Cache) bool {
 func (e *Engine) takeDump(b *flow.Batch) {
 	e.Stats.Dumped += uint64(b.N)
 	for i := range b.N {
+		e.internal.Announce(&b.Events[i].Flow.Orig) // of an expectation it is zero: no entry has that
+	}
+	near := e.internal.Warm()
+	for i := range b.N {
 		if k := b.Events[i].Expect; k != 0 {
 			e.expectDumped(&b.Expects[k-1])
 			continue
 		}
-		e.dumped(&b.Events[i].Flow)
+		e.dumped(&b.Events[i].Flow, near[i])
 	}
 }
 
-// dumped applies one flow that the dump found.
-func (e *Engine) dumped(f *flow.Flow) {
+// dumped applies one flow that the dump found, which may be that of entry near.
+func (e *Engine) dumped(f *flow.Flow, near flow.Handle) {
 	k := &e.kernel
 	if _, ok := k.graves[f.Orig]; ok {
 		return // if there is another one with this tuple by now, an event will say so
@@ -498,7 +502,7 @@ func (e *Engine) dumped(f *flow.Flow) {
 	if f.Status&flow.StatusDying != 0 {
 		return // its event is sent before it leaves the table
 	}
-	h := e.internal.Lookup(&f.Orig)
+	h := e.internal.LookupNear(&f.Orig, near)
 	if e.parks() && f.Parked() {
 		switch {
 		case e.park != nil:
