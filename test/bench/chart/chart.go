@@ -35,7 +35,7 @@ const (
 
 // Colours that the colour-blind can tell apart (Okabe and Ito), dark enough for both
 // light and dark pages.
-var colours = []string{"#d55e00", "#0072b2", "#009e73", "#cc79a7"}
+var colours = []string{"#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b58900", "#333333"}
 
 // SVG returns the chart as a document.
 func (c *Chart) SVG() []byte {
@@ -52,8 +52,10 @@ func (c *Chart) SVG() []byte {
 	topY := max(math.Ceil(maxY/stepY-1e-9), 1) * stepY
 	posX := func(x float64) float64 { return left + x/maxX*(width-left-right) }
 	if c.LogX {
-		lo, hi := math.Floor(math.Log10(minX)), math.Ceil(math.Log10(maxX))
-		hi = max(hi, lo+1)
+		if minX == maxX {
+			minX, maxX = minX/2, 2*maxX
+		}
+		lo, hi := math.Log10(minX), math.Log10(maxX)
 		posX = func(x float64) float64 { return left + (math.Log10(x)-lo)/(hi-lo)*(width-left-right) }
 	}
 	posY := func(y float64) float64 { return height - bottom - y/topY*(height-top-bottom) }
@@ -79,8 +81,12 @@ func (c *Chart) SVG() []byte {
 	text((left+width-right)/2, height-bottom+36, "middle", "", c.X)
 	middle := float64(top+height-bottom) / 2
 	text(16, middle, "middle", fmt.Sprintf(` transform="rotate(-90 16 %s)"`, num(middle)), c.Y)
-	x := float64(left)
+	x, y := float64(left), height-24.0
 	for i, s := range c.Series {
+		long := 36 + 6.5*float64(len([]rune(s.Name)))
+		if x+long > width && x > left {
+			x, y = left, y+16
+		}
 		colour := colours[i%len(colours)]
 		b.WriteString(`<path d="`)
 		for j, p := range s.Points {
@@ -90,9 +96,9 @@ func (c *Chart) SVG() []byte {
 		for _, p := range s.Points {
 			fmt.Fprintf(&b, `<circle cx="%s" cy="%s" r="3" fill="%s"/>`+"\n", num(posX(p.X)), num(posY(p.Y)), colour)
 		}
-		fmt.Fprintf(&b, `<path d="M%s %dh16" stroke="%s" stroke-width="2"/>`+"\n", num(x), height-14, colour)
-		text(x+22, height-10, "start", "", s.Name)
-		x += 36 + 7*float64(len([]rune(s.Name)))
+		fmt.Fprintf(&b, `<path d="M%s %dh16" stroke="%s" stroke-width="2"/>`+"\n", num(x), int(y)-4, colour)
+		text(x+22, y, "start", "", s.Name)
+		x += long
 	}
 	b.WriteString("</svg>\n")
 	return b.Bytes()
@@ -101,7 +107,11 @@ func (c *Chart) SVG() []byte {
 func (c *Chart) ticksX(minX, maxX float64) (ticks []float64) {
 	if c.LogX {
 		for e := math.Floor(math.Log10(minX)); e <= math.Ceil(math.Log10(maxX)); e++ {
-			ticks = append(ticks, math.Pow(10, e))
+			for _, m := range []float64{1, 2, 5} {
+				if x := m * math.Pow(10, e); x >= minX*0.9999 && x <= maxX*1.0001 {
+					ticks = append(ticks, x)
+				}
+			}
 		}
 		return ticks
 	}

@@ -11,6 +11,7 @@ func TestSVG(t *testing.T) {
 	for name, c := range map[string]Chart{
 		"nothing": {},
 		"one":     {Title: "a < b & c", X: "x", Y: "y", Series: []Series{{"one", []Point{{1, 0}}}}},
+		"one log": {LogX: true, Series: []Series{{"one", []Point{{1e4, 2}}}}},
 		"log":     {LogX: true, Series: []Series{{"a", []Point{{1e4, 3}, {2e6, 4.5}}}, {"b", []Point{{1e5, 1}}}}},
 	} {
 		svg := string(c.SVG())
@@ -31,6 +32,29 @@ func TestSVG(t *testing.T) {
 		if n := strings.Count(svg, "<circle"); n != points {
 			t.Errorf("%s: %d of %d points", name, n, points)
 		}
+	}
+}
+
+// A logarithmic axis goes from the first point to the last, with round numbers on it,
+// and many names take two rows.
+func TestAxisAndNames(t *testing.T) {
+	c := Chart{LogX: true}
+	for _, name := range []string{"a rather long name", "another long name", "one that is long too", "and the last of them"} {
+		c.Series = append(c.Series, Series{name, []Point{{1e4, 1}, {2e6, 2}}})
+	}
+	svg := string(c.SVG())
+	for _, want := range []string{">10k<", ">20k<", ">50k<", ">1M<", ">2M<", `cx="60"`, `cx="620"`} {
+		if !strings.Contains(svg, want) {
+			t.Errorf("the chart lacks %s", want)
+		}
+	}
+	for _, not := range []string{">5M<", ">5000<"} {
+		if strings.Contains(svg, not) {
+			t.Errorf("the axis has %s", not)
+		}
+	}
+	if first, last := strings.Index(svg, `y="296"`), strings.Index(svg, `y="312"`); first < 0 || last < first {
+		t.Errorf("names in rows at %d and %d", first, last)
 	}
 }
 

@@ -10,17 +10,19 @@ import (
 	"syncd/test/bench/rig"
 )
 
+var kindNames = map[rig.Kind]string{rig.Sealed: "syncd, sealed", rig.Plain: "syncd, conntrackd's dialect", rig.Conntrackd: "conntrackd", rig.Instant: "syncd, instant takeover"}
+
 // draw writes the charts of docs/performance.md.
 func (r *Results) draw(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	curve := func(k rig.Kind, value func(*Load) float64) (s chart.Series) {
-		s.Name = map[rig.Kind]string{rig.Sealed: "syncd, sealed", rig.Plain: "syncd, conntrackd's dialect", rig.Conntrackd: "conntrackd"}[k]
+		s.Name = kindNames[k]
 		for _, t := range r.targets() {
 			x := r.of(k, func(s *Sample) float64 { return s.churn(t).Rate })
 			if y := r.of(k, func(s *Sample) float64 { return value(s.churn(t)) }); !math.IsNaN(x) && !math.IsNaN(y) {
-				s.Points = append(s.Points, chart.Point{X: x / 1e3, Y: y})
+				s.Points = append(s.Points, chart.Point{X: x, Y: y})
 			}
 		}
 		return s
@@ -32,7 +34,7 @@ func (r *Results) draw(dir string) error {
 		{"cpu-active.svg", "CPU of the active node's daemon", "µs per event", func(l *Load) float64 { return l.CPUActive / 1e3 }},
 		{"cpu-backup.svg", "CPU of the backup's daemon", "µs per message", func(l *Load) float64 { return l.CPUBackup / 1e3 }},
 	} {
-		ch := chart.Chart{Title: c.title, X: "events made, thousands a second", Y: c.y}
+		ch := chart.Chart{Title: c.title, X: "events made a second", Y: c.y, LogX: true}
 		for _, k := range []rig.Kind{rig.Conntrackd, rig.Sealed, rig.Plain} {
 			if s := curve(k, c.value); len(s.Points) > 0 {
 				ch.Series = append(ch.Series, s)
@@ -42,7 +44,37 @@ func (r *Results) draw(dir string) error {
 			return fmt.Errorf("chart: %w", err)
 		}
 	}
+	if err := r.drawLatency(dir); err != nil {
+		return err
+	}
 	return r.drawScales(dir)
+}
+
+// drawLatency writes the chart of the part of the ends that the backup has applied
+// within a time: up to the 99th percentile, medians of the runs.
+func (r *Results) drawLatency(dir string) error {
+	c := chart.Chart{Title: "Latency from the kernel's event to the peer's cache", X: "ms", Y: "% of the ends known"}
+	for _, k := range []rig.Kind{rig.Conntrackd, rig.Sealed, rig.Plain} {
+		s := chart.Series{Name: kindNames[k]}
+		for _, q := range latencyQuantiles {
+			if q > 0.99 {
+				break
+			}
+			if x := r.of(k, func(s *Sample) float64 { return s.Latency.quantile(q) }); !math.IsNaN(x) {
+				s.Points = append(s.Points, chart.Point{X: x * 1e3, Y: q * 100})
+			}
+		}
+		if len(s.Points) > 0 {
+			c.Series = append(c.Series, s)
+		}
+	}
+	if len(c.Series) == 0 {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(dir, "latency.svg"), c.SVG(), 0o644); err != nil {
+		return fmt.Errorf("chart: %w", err)
+	}
+	return nil
 }
 
 // drawScales writes the charts by the number of flows, if there is something to draw.
@@ -73,7 +105,11 @@ func (r *Results) drawScales(dir string) error {
 		line("internal cache", func(s *Scale) float64 { return s.Memory.PerFlowInternal }),
 		line("external cache", func(s *Scale) float64 { return s.Memory.PerFlowExternal }),
 	}}
-	for name, c := range map[string]*chart.Chart{"scale-cost.svg": &cost, "scale-latency.svg": &latency, "scale-memory.svg": &memory} {
+	gc := chart.Chart{Title: "syncd, sealed: part of the garbage collector", X: "standing flows", Y: "% of the processor time", LogX: true, Series: []chart.Series{
+		line("active node", func(s *Scale) float64 { return s.GCActive * 100 }),
+		line("backup", func(s *Scale) float64 { return s.GCBackup * 100 }),
+	}}
+	for name, c := range map[string]*chart.Chart{"scale-gc.svg": &gc, "scale-cost.svg": &cost, "scale-latency.svg": &latency, "scale-memory.svg": &memory} {
 		if err := os.WriteFile(filepath.Join(dir, name), c.SVG(), 0o644); err != nil {
 			return fmt.Errorf("chart: %w", err)
 		}

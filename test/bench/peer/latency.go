@@ -137,6 +137,10 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d t
 	if err != nil {
 		return l, err
 	}
+	waited, err := p.waited()
+	if err != nil {
+		return l, err
+	}
 	type watched struct {
 		looks []look
 		err   error
@@ -164,6 +168,10 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d t
 	g.stamp = false
 	if derr := <-ended; err == nil {
 		err = derr
+	}
+	waitedThen, werr := p.waited()
+	if err == nil {
+		err = werr
 	}
 	time.Sleep(p.patience() / 5) // for those that are on their way
 	close(stop)
@@ -194,8 +202,23 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d t
 		return l, errors.New("latency: nobody looked")
 	}
 	applied := int(w.looks[len(w.looks)-1].known)
+	var parts []float64
+	for _, q := range latencyQuantiles {
+		parts = append(parts, quantile(all, q))
+	}
 	return Latency{
-		Rate: rate, Flows: len(g.ends), Missing: len(g.ends) - applied, Seconds: took.Seconds(), Looks: len(all),
+		Rate: rate, Parts: parts, Flows: len(g.ends), Missing: len(g.ends) - applied, Seconds: took.Seconds(), Looks: len(all),
 		P50: quantile(all, 0.5), P99: quantile(all, 0.99), Max: all[len(all)-1], Way: median(ways),
+		WaitedActive: (waitedThen[0] - waited[0]).Seconds(), WaitedBackup: (waitedThen[1] - waited[1]).Seconds(),
 	}, nil
+}
+
+// waited is for how long both daemons have been without a processor.
+func (p *pairUnderTest) waited() (w [2]time.Duration, err error) {
+	for i, d := range []*rig.Daemon{p.a, p.b} {
+		if w[i], err = rig.Waited(d.PID); err != nil {
+			return w, err
+		}
+	}
+	return w, nil
 }

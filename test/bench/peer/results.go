@@ -97,15 +97,31 @@ type MemoryUse struct {
 
 // Latency is from the kernel's ending of a flow to the peer's cache without it.
 type Latency struct {
-	Rate    int     `json:"events_per_s"`
-	Seconds float64 `json:"seconds"`
-	Flows   int     `json:"flows"`         // that ended
-	Missing int     `json:"flows_missing"` // of which the backup was not told; unless it is 0 the times are not to be trusted
-	Looks   int     `json:"looks"`
-	P50     float64 `json:"p50_s"`
-	P99     float64 `json:"p99_s"`
-	Max     float64 `json:"max_s"`
-	Way     float64 `json:"look_s"` // of a look: what is said is too long by this at most, in the median
+	Rate    int       `json:"events_per_s"`
+	Seconds float64   `json:"seconds"`
+	Flows   int       `json:"flows"`         // that ended
+	Missing int       `json:"flows_missing"` // of which the backup was not told; unless it is 0 the times are not to be trusted
+	Looks   int       `json:"looks"`
+	P50     float64   `json:"p50_s"`
+	P99     float64   `json:"p99_s"`
+	Max     float64   `json:"max_s"`
+	Parts   []float64 `json:"quantiles_s"` // by latencyQuantiles
+	Way     float64   `json:"look_s"`      // of a look: what is said is too long by this at most, in the median
+
+	// For how long threads wanted a processor and had none: what others took.
+	WaitedActive float64 `json:"waited_s_active"`
+	WaitedBackup float64 `json:"waited_s_backup"`
+}
+
+// latencyQuantiles are those of Latency.Parts.
+var latencyQuantiles = []float64{0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999}
+
+// quantile returns one of them, NaN if it was not measured.
+func (l *Latency) quantile(q float64) float64 {
+	if i := slices.Index(latencyQuantiles, q); i >= 0 && i < len(l.Parts) {
+		return l.Parts[i]
+	}
+	return math.NaN()
 }
 
 // Flush is the emptying of the kernel's table in one request.
@@ -339,6 +355,8 @@ func (r *Results) table(out io.Writer) {
 				fmt.Fprint(out, " (more was not made)")
 			}
 			fmt.Fprintf(out, "; latency by %d looks of %.2f ms", s.Latency.Looks, s.Latency.Way*1e3)
+			fmt.Fprintf(out, ", in which the daemons waited for a processor for %.1f and %.1f %% of the time",
+				100*s.Latency.WaitedActive/s.Latency.Seconds, 100*s.Latency.WaitedBackup/s.Latency.Seconds)
 			if n := s.Latency.Missing; n != 0 {
 				fmt.Fprintf(out, " (not to be trusted: the count of ends is short by %d)", n)
 			}

@@ -100,6 +100,32 @@ func Wakeups(pid int) (n uint64, err error) {
 	return n, nil
 }
 
+// Waited is for how long the threads of a process have wanted to run and had no
+// processor, in all, those that ended left out.
+func Waited(pid int) (d time.Duration, err error) {
+	tasks, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task/*/schedstat"))
+	if err != nil || len(tasks) == 0 {
+		return 0, fmt.Errorf("process %d has no tasks: %w", pid, os.ErrNotExist)
+	}
+	for _, t := range tasks {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			continue // the thread has ended
+		}
+		// Time on a processor, time in wait for one, in nanoseconds; how often.
+		f := strings.Fields(string(b))
+		if len(f) != 3 {
+			return 0, fmt.Errorf("%s: %q", t, b)
+		}
+		ns, err := strconv.ParseInt(f[1], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", t, err)
+		}
+		d += time.Duration(ns)
+	}
+	return d, nil
+}
+
 // RealTime gives a thread (0 for the calling one) the lowest real-time priority.
 func RealTime(tid int) error {
 	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: 1}

@@ -60,6 +60,9 @@ func TestAccounting(t *testing.T) {
 	if n, err := Wakeups(pid); err != nil || n == 0 {
 		t.Errorf("woken %d times: %v", n, err)
 	}
+	if d, err := Waited(pid); err != nil || d < 0 {
+		t.Errorf("waited %v: %v", d, err)
+	}
 	if _, err := Drops(pid); err != nil {
 		t.Error(err)
 	}
