@@ -128,14 +128,10 @@ type receiver struct {
 	pause time.Duration // before the next read
 }
 
-// While datagrams follow each other within twice leastGather they may pile up in the
-// kernel, so that a wake-up carries many; up to longestGather while they are few. A
-// datagram after a pause is received at once.
-const (
-	leastGather   = 300 * time.Microsecond
-	longestGather = 600 * time.Microsecond
-	fewDatagrams  = 3 // of some 15 messages each
-)
+// gather is how long datagrams may pile up in the kernel while they follow each other
+// within that time, so that a wake-up carries many. A datagram after a pause is received
+// at once.
+const gather = 800 * time.Microsecond
 
 func (r *receiver) init(l *Link, s *sockets) {
 	r.socket = s.recv
@@ -148,7 +144,7 @@ func (r *receiver) init(l *Link, s *sockets) {
 		r.peers = append(r.peers, peer.WithZone(""))
 	}
 	r.call = r.attempt
-	r.pace = gate.Pace{Least: leastGather, Most: longestGather, Few: fewDatagrams}
+	r.pace = gate.Pace{Least: gather}
 }
 
 // read fills the slots of b from the socket. open is false if the socket has been

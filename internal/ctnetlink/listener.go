@@ -30,8 +30,9 @@ const (
 	// so that buffer size / minTruesize bounds the queue from above.
 	minTruesize = 512
 
-	// A read of 32 events makes the wake-up a small part of their cost.
-	defaultGather = 300 * time.Microsecond
+	// A read of 32 events makes the wake-up a small part of their cost. This and the pause
+	// of the receiving node's link are most of the time that an event takes to the peer.
+	defaultGather = 500 * time.Microsecond
 	longestGather = 600 * time.Microsecond
 	fewEvents     = 32
 )
@@ -54,8 +55,8 @@ type ListenConfig struct {
 	Quiet uint32
 
 	// Gather is how long events may pile up in the kernel while one follows the other
-	// within twice that time, so that a wake-up carries many: up to 600 µs while they are
-	// few. An event after a pause is passed on at once. 0 means 300 µs, less than 0 not
+	// within that time, so that a wake-up carries many: up to 600 µs while they are
+	// few. An event after a pause is passed on at once. 0 means 500 µs, less than 0 not
 	// at all.
 	Gather time.Duration
 }

@@ -18,16 +18,20 @@ func TestPace(t *testing.T) {
 	}{
 		{0, 1, 0}, // the first one
 		{time.Second, 1, 0},
-		{599 * us, 1, 600 * us}, // close, and not worth it
+		{400 * us, 1, 0},        // one by one, further apart than a pause
+		{370 * us, 1, 600 * us}, // close, and not worth it
 		{700 * us, 40, 600 * us},
+		{1100 * us, 40, 600 * us}, // read late, but there are many
 		{700 * us, 31, time.Millisecond},
-		{1999 * us, 1, time.Millisecond},
+		{1999 * us, 2, time.Millisecond},
 		{1100 * us, 128, 500 * us},
 		{600 * us, 1000, 300 * us},
-		{400 * us, 1000, 300 * us},
-		{600 * us, 1, 0}, // a pause in what comes
-		{500 * us, 1, 600 * us},
-		{1200 * us, 1, 0},
+		{370 * us, 1000, 300 * us},
+		{600 * us, 1000, 0}, // a pause in what comes
+		{370 * us, 1, 600 * us},
+		{800 * us, 1, 0}, // one by one again
+		{301 * us, 1, 600 * us},
+		{1200 * us, 1000, 0},
 		{601 * us, 1, 0}, // and all begins again
 	} {
 		now = now.Add(c.after)
@@ -49,7 +53,7 @@ func TestPace(t *testing.T) {
 		n    int
 		want time.Duration
 	}{{2, 0}, {2, 600 * us}, {64, 0}, {64, 0}, {63, 300 * us}} {
-		now = now.Add(400 * us)
+		now = now.Add(350 * us)
 		if got := p.Got(now, c.n); got != c.want {
 			t.Errorf("read %d: pause of %v, want %v", i, got, c.want)
 		}
