@@ -44,12 +44,13 @@ type options struct {
 	add      bool
 	charts   string
 	report   bool
-	scale    []int // numbers of standing flows
+	scale    []int     // numbers of standing flows
+	held     []float64 // shares of a processor
 }
 
 func main() {
 	var o options
-	var kinds, rates, scale string
+	var kinds, rates, scale, held string
 	flag.StringVar(&o.bin, "syncd", "bin/syncd", "the syncd to measure")
 	flag.StringVar(&kinds, "kinds", "syncd,syncd-plain,conntrackd", "what is measured, in the order of the first run")
 	flag.IntVar(&o.runs, "runs", 3, "runs of each, of which the table shows medians")
@@ -67,8 +68,12 @@ func main() {
 	flag.StringVar(&o.charts, "charts", "", "draw charts of the results into this `directory`")
 	flag.BoolVar(&o.report, "report", false, "measure nothing: only show what the file of -json has")
 	flag.StringVar(&scale, "scale", "", "instead of all that: syncd alone beside so many standing flows, a list (10000,100000,1000000,2000000)")
+	flag.StringVar(&held, "held", "", "instead of all that: search for the highest rate held while each daemon has such a share of one processor, a list (0.4,0); 0 is no limit")
 	flag.Parse()
 	err := o.parse(kinds, rates, scale)
+	if err == nil {
+		o.held, err = shares(held)
+	}
 	if err == nil && flag.NArg() > 0 {
 		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
 	}
@@ -171,6 +176,9 @@ func measureAll(ctx context.Context, o options, res *Results, out io.Writer) (er
 		return err
 	}
 	res.describe(o)
+	if o.held != nil {
+		return measureHolds(ctx, o, res, out)
+	}
 	if o.scale != nil {
 		return measureScales(ctx, o, res, out)
 	}

@@ -26,6 +26,18 @@ func missing(t *testing.T, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
+// buildSyncd builds the syncd to measure.
+func buildSyncd(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "syncd")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "syncd/cmd/syncd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build syncd: %v\n%s", err, out)
+	}
+	return bin
+}
+
 // The whole measurement with small numbers: what it says is not worth much, but it
 // must say something of everything, of every kind of daemon.
 func TestQuick(t *testing.T) {
@@ -38,13 +50,7 @@ func TestQuick(t *testing.T) {
 	if _, err := exec.LookPath("conntrackd"); err != nil {
 		missing(t, "conntrackd is not installed (make peers installs it)")
 	}
-	dir := t.TempDir()
-	bin := filepath.Join(dir, "syncd")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "syncd/cmd/syncd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build syncd: %v\n%s", err, out)
-	}
+	dir, bin := t.TempDir(), buildSyncd(t)
 	o := options{bin: bin, quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
 	if err := o.parse("syncd,syncd-plain,conntrackd", "1", ""); err != nil {
 		t.Fatal(err)

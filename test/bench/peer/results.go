@@ -24,6 +24,8 @@ type Results struct {
 	Samples []Sample `json:"samples"`
 	Summary []Row    `json:"summary"`
 	Scales  []Scale  `json:"scales,omitempty"`
+
+	Held *HeldResults `json:"held,omitempty"`
 }
 
 // Machine says where and how.
@@ -321,6 +323,7 @@ func divergence(d rig.Divergence) float64 { return float64(d.Missing + d.Stale +
 // table writes the summary.
 func (r *Results) table(out io.Writer) {
 	r.scaleTable(out)
+	r.Held.table(out)
 	if len(r.Samples) == 0 {
 		return
 	}

@@ -19,6 +19,12 @@ func conntrackdConfig(d *Daemon, which int, s Settings, base string) string {
 	if s.Shipped {
 		buffer, growth = 2<<20, 8<<20
 	}
+	scheduler := ""
+	if s.Ordinary {
+		// There is no word for the ordinary scheduler. A priority that does not exist makes it
+		// complain and go on without.
+		scheduler = "\tScheduler {\n\t\tType RR\n\t\tPriority 0\n\t}\n"
+	}
 	return fmt.Sprintf(`Sync {
 	Mode FTFW {
 		StartupResync on
@@ -43,7 +49,7 @@ General {
 	NetlinkBufferSize %d
 	NetlinkBufferSizeMaxGrowth %d
 	NetlinkOverrunResync 5
-	Filter From Userspace {
+%s	Filter From Userspace {
 		Address Ignore {
 			IPv4_address 127.0.0.1
 			IPv4_address 192.0.2.0/24
@@ -51,7 +57,7 @@ General {
 	}
 }
 `, syncAddrs[which].Addr(), syncAddrs[1-which].Addr(), syncPort, IfSync,
-		max(32768, s.Flows), max(131072, 2*s.Flows), d.log, base, d.socket, buffer, growth)
+		max(32768, s.Flows), max(131072, 2*s.Flows), d.log, base, d.socket, buffer, growth, scheduler)
 }
 
 // Requests of conntrackd's control socket: one number, and text comes back.

@@ -46,6 +46,10 @@ type Settings struct {
 	// grow to 8 MiB. Else it gets those that syncd has by default.
 	Shipped bool
 
+	// Ordinary takes conntrackd's real-time priority away by its configuration, and gives it
+	// the nice value that syncd has.
+	Ordinary bool
+
 	Extra string // more of syncd's configuration: tables
 	Env   []string
 }
@@ -81,6 +85,9 @@ func (r *Rig) Start(kind Kind, which int, s Settings) (*Daemon, error) {
 			return nil, fmt.Errorf("conntrackd is not installed (make peers installs it): %w", err)
 		}
 		text, args = conntrackdConfig(d, which, s, base), []string{"-C", d.config}
+		if s.Ordinary {
+			name, args = "nice", append([]string{"-n", niceness, name}, args...)
+		}
 	} else {
 		var err error
 		if d.client, err = ctl.Dial(d.socket); err != nil {
