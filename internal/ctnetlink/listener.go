@@ -23,8 +23,8 @@ import (
 const (
 	// A vector of 16 to 64 is where the cost of a recvmmsg stops falling, and no
 	// event is longer than a few hundred octets.
-	listenSlots   = 32
-	listenSlotLen = 2048
+	listenSlots   = 64
+	listenSlotLen = 1984 // an odd number of cache lines, so that slots do not share places in a processor's cache
 
 	// minTruesize is less than any queued message is charged for (events cost 1280),
 	// so that buffer size / minTruesize bounds the queue from above.

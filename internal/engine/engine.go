@@ -47,6 +47,13 @@ type sendingMode interface {
 	AppendDatagram(now monotime.Time, b []byte, limit int) []byte
 }
 
+// warmer is a mode that keeps something for each flow in memory of its own.
+type warmer interface {
+	// Warm reads what is kept for these flows, of which some are 0: most will change
+	// soon, and waiting for memory is shorter together.
+	Warm(flows []flow.Handle)
+}
+
 // Sealer seals and opens datagrams. Seal is called by the loop, Open by the link
 // readers, at the same time.
 type Sealer interface {
@@ -145,6 +152,7 @@ type Engine struct {
 	turns atomic.Uint64
 
 	mode     Mode
+	warmer   warmer // the mode, or nil if it has nothing to warm
 	internal *cache.Cache
 	replica  *Replica
 	filter   *filter.Filter
@@ -244,6 +252,7 @@ func New(cfg Config) *Engine {
 		e.park = newParking(e.replica)
 	}
 	e.mode = cfg.NewMode(e)
+	e.warmer, _ = e.mode.(warmer)
 	return e
 }
 

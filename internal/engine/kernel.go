@@ -170,6 +170,9 @@ func (e *Engine) takeEvents(b *flow.Batch) {
 		e.internal.Announce(&b.Events[i].Flow.Orig) // of an expectation it is zero: no entry has that
 	}
 	near := e.internal.Warm()
+	if e.warmer != nil {
+		e.warmer.Warm(near)
+	}
 	for i := range b.N {
 		ev := &b.Events[i]
 		if ev.Expect != 0 {

@@ -134,3 +134,77 @@ func BenchmarkBackupOfLives(b *testing.B) {
 		b.Fatalf("%+v", *s)
 	}
 }
+
+// BenchmarkActiveOfLives is the way of an event from its batch to a sealed datagram that
+// is acknowledged, under the same load.
+func BenchmarkActiveOfLives(b *testing.B) {
+	d := newDialogue(b, roomForLives)
+	var batches []*flow.Batch
+	var batch *flow.Batch
+	add := func(kind flow.EventKind, f flow.Flow) {
+		if batch == nil || batch.N == len(batch.Events) {
+			batch = new(flow.Batch)
+			batches = append(batches, batch)
+		}
+		batch.Events[batch.N] = event(kind, f, f.ID)
+		batch.N++
+	}
+	var circulating [eventBatches]flow.Batch
+	n := 0
+	take := func(b *flow.Batch) {
+		c := &circulating[n%len(circulating)]
+		n++
+		*c = *b // as if just decoded: it is in the processor's cache
+		d.takeEvents(c)
+		d.mode.Advance(d.now)
+		d.send()
+		d.cover()
+	}
+	for n := range livesStanding {
+		add(flow.EventNew, liveFlow(n, -1))
+		if batch.N == len(batch.Events) {
+			take(batch)
+			batch.N = 0
+		}
+	}
+	take(batch)
+	batches, batch = nil, nil
+	eachStage(func(life, stage int) {
+		f := liveFlow(life, stage)
+		f.ID += livesStanding
+		switch stage {
+		case 0:
+			add(flow.EventNew, f)
+		case stagesOfLife - 1:
+			add(flow.EventDestroy, f)
+		default:
+			add(flow.EventUpdate, f)
+		}
+	})
+	sent := d.stream.Stats.DataSent
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		take(batches[i])
+		if i++; i == len(batches) {
+			i = 0
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*flow.BatchSize), "ns/event")
+	if n := d.stream.Stats.DataSent - sent; n < uint64(b.N*flow.BatchSize*9/10) {
+		b.Fatalf("%d messages of %d events", n, b.N*flow.BatchSize)
+	}
+}
+
+// Both modes of FT-FW have slots to warm, and none is made by it.
+func TestWarmSlots(t *testing.T) {
+	for name, e := range map[string]*Engine{"conntrackd": quietEngine(t), "syncd": newDialogue(t).Engine} {
+		if e.warmer == nil {
+			t.Fatalf("%s: the mode is not warmed", name)
+		}
+		flows := []flow.Handle{0, 1, 1 << 20}
+		if n := testing.AllocsPerRun(10, func() { e.warmer.Warm(flows) }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}

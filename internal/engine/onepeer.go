@@ -3,6 +3,7 @@ package engine
 import (
 	"time"
 
+	"syncd/internal/flow"
 	"syncd/internal/monotime"
 	"syncd/internal/wire"
 )
@@ -39,6 +40,12 @@ func (o *onePeer) Receive(now monotime.Time, _ uint64, m *wire.Message) (wire.Ve
 	v := o.OnePeerMode.Receive(now, m)
 	o.follow(now)
 	return v, wire.Delivery{Owner: onlyPeer, Confirms: true, Merge: true}
+}
+
+func (o *onePeer) Warm(flows []flow.Handle) {
+	if w, ok := o.OnePeerMode.(warmer); ok {
+		w.Warm(flows)
+	}
 }
 
 func (o *onePeer) Advance(now monotime.Time) {

@@ -93,6 +93,7 @@ type Machine struct {
 	hello        helloState
 	helloBack    bool              // answer a HELLO with the next message
 	slots        []*[chunkLen]slot // by handle
+	warmed       uint64            // of what Warm has read, so that it is read
 	head         flow.Handle       // queue of dirty flows, oldest first
 	tail         flow.Handle
 	dirty        int

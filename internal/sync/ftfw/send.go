@@ -23,6 +23,16 @@ func (m *Machine) Enqueue(h flow.Handle, replace bool) {
 	m.push(h, s)
 }
 
+// Warm reads the slots of flows, of which some may be 0: most of them will be enqueued
+// soon, and here all wait for memory together.
+func (m *Machine) Warm(flows []flow.Handle) {
+	for _, h := range flows {
+		if c := int(h / chunkLen); c < len(m.slots) {
+			m.warmed += uint64(m.slots[c][h%chunkLen].seq)
+		}
+	}
+}
+
 // Forget drops h from the queues: the slot is about to be used for something
 // else, and nothing of it is sent any more.
 func (m *Machine) Forget(h flow.Handle) {

@@ -116,6 +116,7 @@ type Machine struct {
 
 	next      wire.Seq
 	slots     []*[chunkLen]slot
+	warmed    uint64 // of what Warm has read, so that it is read
 	head      flow.Handle
 	tail      flow.Handle
 	dirty     int

@@ -21,6 +21,16 @@ func (m *Machine) Enqueue(h flow.Handle, _ bool) {
 	m.push(h, s)
 }
 
+// Warm reads the slots of flows, of which some may be 0: most of them will be enqueued
+// soon, and here all wait for memory together.
+func (m *Machine) Warm(flows []flow.Handle) {
+	for _, h := range flows {
+		if c := int(h / chunkLen); c < len(m.slots) {
+			m.warmed += uint64(m.slots[c][h%chunkLen].number)
+		}
+	}
+}
+
 // Forget drops h from the queues: the slot is about to be used for something else.
 // If peers hold the flow, their digests will tell them.
 func (m *Machine) Forget(h flow.Handle) {
