@@ -100,6 +100,7 @@ func (r *Results) drawScales(dir string) error {
 		line("alone", func(s *Scale) float64 { return s.Calm.P99 * 1e3 }),
 		line("beside a bulk update", func(s *Scale) float64 { return s.Bulk.P99 * 1e3 }),
 		line("beside a resynchronisation", func(s *Scale) float64 { return s.Resync.P99 * 1e3 }),
+		line("other way, beside a bulk update", func(s *Scale) float64 { return s.Back.P99 * 1e3 }),
 	}}
 	memory := chart.Chart{Title: "syncd, sealed: memory", X: "standing flows", Y: "octets a flow", LogX: true, Series: []chart.Series{
 		line("internal cache", func(s *Scale) float64 { return s.Memory.PerFlowInternal }),

@@ -43,6 +43,7 @@ type options struct {
 	json     string
 	add      bool
 	charts   string
+	into     string
 	report   bool
 	scale    []int     // numbers of standing flows
 	held     []float64 // shares of a processor
@@ -56,7 +57,7 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 3, "runs of each, of which the table shows medians")
 	flag.IntVar(&o.flows, "flows", 200000, "established flows that stand beside the churn")
 	flag.IntVar(&o.fillRate, "fill-rate", 100000, "flows a second that are created first")
-	flag.StringVar(&rates, "rates", "10000,50000,100000,150000,200000,300000", "events a second of the churn, one load each")
+	flag.StringVar(&rates, "rates", "1000,10000,50000,100000,150000,200000,300000,400000", "events a second of the churn, one load each")
 	flag.DurationVar(&o.duration, "duration", 4*time.Second, "of each load")
 	flag.IntVar(&o.lives, "lives", 20000, "connections that live at the same time in the churn")
 	flag.IntVar(&o.latency, "latency-rate", 100000, "events a second while latency is measured")
@@ -66,6 +67,7 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "write all results to this `file`")
 	flag.BoolVar(&o.add, "add", false, "add to the results in the file of -json instead of replacing them")
 	flag.StringVar(&o.charts, "charts", "", "draw charts of the results into this `directory`")
+	flag.StringVar(&o.into, "into", "", "write the tables into this Markdown `file`, between <!-- peer --> and <!-- /peer -->, or <!-- scale -->")
 	flag.BoolVar(&o.report, "report", false, "measure nothing: only show what the file of -json has")
 	flag.StringVar(&scale, "scale", "", "instead of all that: syncd alone beside so many standing flows, a list (10000,100000,1000000,2000000)")
 	flag.StringVar(&held, "held", "", "instead of all that: search for the highest rate held while each daemon has such a share of one processor, a list (0.4,0); 0 is no limit")
@@ -144,6 +146,11 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	res.table(out)
 	if o.json != "" && !o.report {
 		if err := res.save(o.json); err != nil {
+			return err
+		}
+	}
+	if o.into != "" {
+		if err := res.into(o.into); err != nil {
 			return err
 		}
 	}

@@ -24,6 +24,7 @@ type Scale struct {
 	Calm   Latency `json:"latency"`
 	Bulk   Latency `json:"latency_beside_bulk_update"`
 	Resync Latency `json:"latency_beside_kernel_resync"`
+	Back   Latency `json:"latency_back_beside_bulk_update"` // from the backup's kernel to the active node, which sends the bulk update
 }
 
 // scaleRate is the rate of the load beside which bulk update and resynchronisation run.
@@ -95,12 +96,21 @@ func measureScale(ctx context.Context, o options, flows int) (s *Scale, err erro
 	if s.Calm, err = p.latency(ctx, g, scaleRate, 2*o.duration, nil); err != nil {
 		return nil, err
 	}
-	long := o.duration + time.Duration(flows)*10*time.Microsecond // enough for what happens beside it
+	long := o.duration + time.Duration(flows)*5*time.Microsecond // enough for what happens beside it
 	if s.Bulk, err = p.latency(ctx, g, scaleRate, long, p.bulk); err != nil {
 		return nil, fmt.Errorf("bulk update: %w", err)
 	}
 	if s.Resync, err = p.latency(ctx, g, scaleRate, long, p.resync); err != nil {
 		return nil, fmt.Errorf("resynchronisation: %w", err)
+	}
+	back, err := newGenerator(r.B)
+	if err != nil {
+		return nil, err
+	}
+	defer back.close()
+	other := &pairUnderTest{rig: r, a: p.b, b: p.a, o: p.o}
+	if s.Back, err = other.latency(ctx, back, scaleRate, long, p.bulk); err != nil {
+		return nil, fmt.Errorf("the other way beside a bulk update: %w", err)
 	}
 	return s, errors.Join(p.a.Stop(), p.b.Stop())
 }
@@ -162,15 +172,15 @@ func (r *Results) scaleTable(out io.Writer) {
 	}
 	fmt.Fprint(out, "\nsyncd, sealed, by the number of standing flows\n\n")
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(w, "flows\tB a flow, internal\texternal\tGC, active\tbackup\tp99 alone\tbeside bulk\tbeside resync\t")
+	fmt.Fprint(w, "flows\tB a flow, internal\texternal\tGC, active\tbackup\tp99 alone\tbeside bulk\tbeside resync\tback, beside bulk\t")
 	for _, l := range r.Scales[0].Churn {
 		fmt.Fprintf(w, "µs an event at %dk/s\ta message\t", l.Target/1000)
 	}
 	fmt.Fprintln(w)
 	for i := range r.Scales {
 		s := &r.Scales[i]
-		fmt.Fprintf(w, "%d\t%.0f\t%.0f\t%.2f %%\t%.2f %%\t%.1f ms\t%.1f ms\t%.1f ms\t", s.Flows, s.Memory.PerFlowInternal, s.Memory.PerFlowExternal,
-			100*s.GCActive, 100*s.GCBackup, 1e3*s.Calm.P99, 1e3*s.Bulk.P99, 1e3*s.Resync.P99)
+		fmt.Fprintf(w, "%d\t%.0f\t%.0f\t%.2f %%\t%.2f %%\t%.1f ms\t%.1f ms\t%.1f ms\t%.1f ms\t", s.Flows, s.Memory.PerFlowInternal, s.Memory.PerFlowExternal,
+			100*s.GCActive, 100*s.GCBackup, 1e3*s.Calm.P99, 1e3*s.Bulk.P99, 1e3*s.Resync.P99, 1e3*s.Back.P99)
 		for _, l := range s.Churn {
 			fmt.Fprintf(w, "%.2f\t%.2f\t", l.CPUActive/1e3, l.CPUBackup/1e3)
 		}
