@@ -73,6 +73,9 @@ func (r *Results) peerMarkdown() string {
 	rows := [][]string{{"", "conntrackd", "syncd, sealed", "ratio", "syncd, conntrackd's dialect", "ratio", "goal"}}
 	for i := range r.Summary {
 		row := &r.Summary[i]
+		if row.detail {
+			continue
+		}
 		what := row.What
 		if row.Unit != "" {
 			what += " (" + row.Unit + ")"

@@ -143,6 +143,8 @@ type Row struct {
 	Ratio      float64 `json:"ratio"`
 	RatioPlain float64 `json:"ratio_plain"`
 	Goal       string  `json:"goal,omitempty"`
+
+	detail bool // only for who looks closely
 }
 
 func (r *Results) describe(o options) {
@@ -280,14 +282,23 @@ func (r *Results) summarise() {
 		}
 		row(fmt.Sprintf("CPU per message, backup, churn at %d/s", t), "µs", goal, func(s *Sample) float64 { return s.churn(t).CPUBackup / 1e3 })
 	}
+	first := len(r.Summary)
 	for _, t := range r.targets() {
 		row(fmt.Sprintf("rate made beside it, churn at %d/s", t), "k/s", "", func(s *Sample) float64 { return s.churn(t).Rate / 1e3 })
 		row(fmt.Sprintf("events dropped, churn at %d/s", t), "", "", func(s *Sample) float64 { return float64(s.churn(t).Drops) })
-	}
-	for _, t := range r.targets() {
 		row(fmt.Sprintf("wake-ups, active, churn at %d/s", t), "1/s", "", func(s *Sample) float64 { return s.churn(t).WakesActive })
 		row(fmt.Sprintf("wake-ups, backup, churn at %d/s", t), "1/s", "", func(s *Sample) float64 { return s.churn(t).WakesBackup })
 	}
+	for i := first; i < len(r.Summary); i++ {
+		r.Summary[i].detail = true
+	}
+	row("events dropped in all of the churn", "", "", func(s *Sample) float64 {
+		n := uint64(0)
+		for i := range s.Churn {
+			n += s.Churn[i].Drops
+		}
+		return float64(n)
+	})
 	row("event rate held without loss", "k/s", "≥ 2", func(s *Sample) float64 { v, _ := s.held(); return v / 1e3 })
 	row("memory a flow, internal cache", "B", "≤ 0.30", func(s *Sample) float64 { return s.Memory.PerFlowInternal })
 	row("memory a flow, external cache", "B", "≤ 0.30", func(s *Sample) float64 { return s.Memory.PerFlowExternal })
