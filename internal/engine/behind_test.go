@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,10 +15,18 @@ import (
 
 // mirrorPair is pair in the syncd dialect.
 func mirrorPair(t *testing.T, options ...func(*Config)) (n *simnet.Network, a, b *node) {
+	n, nodes := mirrorNodes(t, 2, func(int) []func(*Config) { return options })
+	return n, nodes[0], nodes[1]
+}
+
+// mirrorNodes starts some nodes that speak the syncd dialect, each with options of its own,
+// and waits until the first exchange is over.
+func mirrorNodes(t *testing.T, count int, options func(i int) []func(*Config)) (n *simnet.Network, nodes []*node) {
 	n = simnet.New(1)
-	member := func(name string, addr netip.Addr, session uint64) *node {
+	for i := range count {
+		name, addr, session := string(rune('A'+i)), netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), uint64(i+1)
 		words := rand.New(rand.NewPCG(session, 5))
-		d := newNode(t, name, addr, n, simnet.NewKernel(session), append(options, func(cfg *Config) {
+		d := newNode(t, name, addr, n, simnet.NewKernel(session), append(slices.Clone(options(i)), func(cfg *Config) {
 			cfg.Mirror, cfg.Sealer = true, named(session)
 			cfg.NewMode = func(e *Engine) Mode {
 				return stream.New(stream.Config{
@@ -28,11 +37,10 @@ func mirrorPair(t *testing.T, options ...func(*Config)) (n *simnet.Network, a, b
 		})...)
 		d.cfg.Leads = d.leads
 		d.start()
-		return d
+		nodes = append(nodes, d)
 	}
-	a, b = member("A", addrA, 1), member("B", addrB, 2)
 	time.Sleep(30 * time.Second)
-	return n, a, b
+	return n, nodes
 }
 
 // dialects runs a test with a pair in each dialect.

@@ -126,6 +126,7 @@ type cluster struct {
 	steps   int
 	ending  bool // nothing happens any more that no event tells of
 	parks   bool // what others have is parked in the kernels
+	mixed   bool // in some of them
 
 	mu    sync.Mutex // the loops of all nodes come here
 	wrong []string
@@ -156,6 +157,7 @@ type member struct {
 	version uint32 // of the last change of the kernel: the mark of the flow concerned
 	snap    []byte // what the last process held of the others, or nil
 	down    bool
+	parks   bool // what others have, in its kernel
 	*probe
 }
 
@@ -311,14 +313,17 @@ func runCluster(t *testing.T, seed uint64, flaw flaw, options ...func(*cluster))
 			k.DumpPause = time.Duration(r.IntN(5)) * time.Millisecond
 			k.SocketLimit = 20 + r.IntN(2000)
 			addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
-			m := &member{c: c, queue: 256 << r.IntN(8), window: 2 + r.IntN(300)}
+			m := &member{c: c, queue: 256 << r.IntN(8), window: 2 + r.IntN(300), parks: c.parks}
+			if c.mixed {
+				m.parks = c.moves.IntN(2) == 0
+			}
 			m.node = newNode(t, string(rune('A'+i)), addr, c.net, k, func(cfg *Config) {
 				cfg.Mirror = true
 				if seed%2 == 0 {
 					cfg.Fetch = k.Fetch
 				}
 				cfg.Leads = func(owner uint8) (leads, known bool) { return m.Machine.Leads(m.now, owner) }
-				if c.parks {
+				if m.parks {
 					cfg.Parker = &simParker{kernel: k}
 					if r.IntN(4) > 0 { // as the real listener does it
 						k.Quiet = parkPort
@@ -626,7 +631,7 @@ func (c *cluster) move(m *member) {
 
 // commit puts what a node holds of another into its kernel.
 func (c *cluster) commit(m *member) {
-	if c.parks {
+	if m.parks {
 		c.adopt(m)
 		return
 	}
@@ -773,7 +778,7 @@ func sumsOf(o *owned) (sums [wire.Buckets]uint64) {
 func (c *cluster) agree() {
 	for _, a := range c.members {
 		want := a.kernelTable()
-		if c.parks {
+		if a.parks {
 			c.agreeParked(a)
 		}
 		if d := differences(a.internalTable(), want); d != "" {

@@ -332,8 +332,8 @@ func TestLeadPasses(t *testing.T) {
 	})
 }
 
-// TestRolesAtRandom gives two nodes roles at random on a bad network, with traffic,
-// purges and restarts. No flow ever ends, but for those that a purge has ended in favour
+// TestRolesAtRandom gives two to four nodes roles at random on a bad network, with traffic,
+// purges and restarts. Each takes over in its own way. No flow ever ends, but for those that a purge has ended in favour
 // of another node. So each is always in some kernel, as that node's own.
 func TestRolesAtRandom(t *testing.T) {
 	first, n := uint64(1), 60
@@ -351,7 +351,7 @@ func TestRolesAtRandom(t *testing.T) {
 	yielded, purged := 0, 0
 	for s := range uint64(n) {
 		bubble(t, func(t *testing.T) {
-			y, p := rolesAtRandom(t, first+s, (first+s)%2 == 0)
+			y, p := rolesAtRandom(t, first+s)
 			yielded, purged = yielded+y, purged+p
 		})
 		if t.Failed() {
@@ -363,14 +363,21 @@ func TestRolesAtRandom(t *testing.T) {
 	}
 }
 
-func rolesAtRandom(t *testing.T, seed uint64, parks bool) (yielded, purged int) {
-	r := rand.New(rand.NewPCG(seed, 303))
-	var options []func(*Config)
-	if parks {
-		options = append(options, withParker)
+// ways draws how each of some nodes takes over: all alike, or each in its own way.
+func ways(r *rand.Rand) func(int) []func(*Config) {
+	x := r.IntN(4)
+	return func(int) []func(*Config) {
+		if x == 0 || x > 1 && r.IntN(2) == 0 {
+			return []func(*Config){withParker}
+		}
+		return nil
 	}
-	net, a, b := mirrorPair(t, options...)
-	nodes, roles := []*node{a, b}, []wire.Role{0, 0}
+}
+
+func rolesAtRandom(t *testing.T, seed uint64) (yielded, purged int) {
+	r := rand.New(rand.NewPCG(seed, 303))
+	net, nodes := mirrorNodes(t, 2+int(seed%3), ways(r))
+	roles := make([]wire.Role, len(nodes))
 	made, session := 0, uint64(100)
 	var did []string
 	note := func(format string, args ...any) { did = append(did, fmt.Sprintf(format, args...)) }
@@ -413,12 +420,12 @@ func rolesAtRandom(t *testing.T, seed uint64, parks bool) (yielded, purged int) 
 		roles[i] = wire.RoleUnsaid
 	}
 	for range 60 {
-		i := r.IntN(2)
+		i := r.IntN(len(nodes))
 		d := nodes[i]
 		switch r.IntN(10) {
 		case 0, 1, 2, 3:
 			tell(i, wire.Role(1+r.IntN(3)))
-		case 4: // both, at the same time
+		case 4: // all, at the same time
 			for i := range nodes {
 				tell(i, wire.Role(1+r.IntN(3)))
 			}
@@ -472,7 +479,7 @@ func rolesAtRandom(t *testing.T, seed uint64, parks bool) (yielded, purged int) 
 	tell(0, wire.RolePrimary)
 	time.Sleep(20 * time.Second)
 	check()
-	a.wantHolds(t, "in the end", made, 0)
+	nodes[0].wantHolds(t, "in the end", made, 0)
 	for _, d := range nodes {
 		yielded += int(d.stats().Yielded)
 		d.stop()

@@ -1330,7 +1330,12 @@ func TestHoldPark(t *testing.T) {
 // TestParkedCluster is TestCluster with nodes that park what the others have, and
 // change their roles: in the end each kernel has, besides its own flows, those of all
 // others parked, and nothing else.
-func TestParkedCluster(t *testing.T) {
+func TestParkedCluster(t *testing.T) { testParkedCluster(t, false) }
+
+// TestMixedCluster is TestParkedCluster with some nodes that take over by commits.
+func TestMixedCluster(t *testing.T) { testParkedCluster(t, true) }
+
+func testParkedCluster(t *testing.T, mixed bool) {
 	first, n := uint64(1), 12
 	if raceEnabled || testing.Short() {
 		n = 4
@@ -1344,11 +1349,11 @@ func TestParkedCluster(t *testing.T) {
 		}
 	})
 	for s := range uint64(n) {
-		for _, what := range runCluster(t, first+s, flawNone, func(c *cluster) { c.parks = true }) {
+		for _, what := range runCluster(t, first+s, flawNone, func(c *cluster) { c.parks, c.mixed = true, mixed }) {
 			t.Error(what)
 		}
 		if t.Failed() {
-			t.Fatalf("replay with: go test ./internal/engine -run 'TestParkedCluster$' -seed %d", first+s)
+			t.Fatalf("replay with: go test ./internal/engine -run '%s$' -seed %d", t.Name(), first+s)
 		}
 	}
 }
@@ -1376,7 +1381,8 @@ func (c *cluster) role(m *member) {
 		})
 		return
 	}
-	c.adopt(m)
+	m.on(func() {})
+	m.takeover()
 	m.on(func() { m.Machine.SetRole(m.now, wire.Role(c.r.IntN(2))) })
 }
 
