@@ -112,6 +112,7 @@ func Run(ctx context.Context, o Options) error {
 	d.notify = newNotifier(d.log)
 	d.procs.start()
 	shortenSlices()
+	niceSession()
 	if err := d.open(cfg); err != nil {
 		d.close()
 		return errors.Join(err, server.Close())

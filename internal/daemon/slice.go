@@ -35,3 +35,18 @@ func shortenSlices() {
 		_ = unix.SchedSetAttr(tid, attr, 0)
 	}
 }
+
+// niceSession gives our session the nice value that we have. Where the scheduler groups
+// processes by session (autogroup, sched(7), as most distributions do), a nice value
+// counts against those of the same session alone, of which a service has no others. It
+// does nothing if we are one of several in a session that is not ours, if we have no
+// priority to give, or if it is not allowed.
+func niceSession() {
+	if session, err := unix.Getsid(0); err != nil || session != os.Getpid() {
+		return
+	}
+	// The system call returns 20 less the nice value.
+	if p, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil && p > 20 {
+		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(20-p)), 0)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"syncd/internal/ctl"
@@ -105,11 +106,17 @@ func (r *Rig) Start(kind Kind, which int, s Settings) (*Daemon, error) {
 	defer log.Close()
 	cmd := node.Command(name, args...)
 	cmd.Stderr = log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // as a service has: see autogroup in sched(7)
 	cmd.Env = append(os.Environ(), s.Env...)
 	if d.proc, err = node.Start(cmd); err != nil {
 		return nil, err
 	}
 	d.PID = d.proc.Cmd.Process.Pid
+	if kind == Conntrackd && s.Ordinary {
+		// syncd gives its session the nice value by itself. Where there are no groups there
+		// is no such file.
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", d.PID), []byte(niceness), 0)
+	}
 	return d, Wait(20*time.Second, fmt.Sprintf("%s on %s answers", kind, node.Name()), func() (bool, error) {
 		select {
 		case <-d.proc.Done():
