@@ -45,7 +45,7 @@ func (c *Cache) Warm() []Handle {
 		}
 		if h != 0 {
 			r := c.records.at(h)
-			sum += r.word + uint64(r.status) // both lines of the record
+			sum += r.word + uint64(r.state) // the first line of the record and the last, wherever it lies
 		}
 		w.h[i] = Handle(h)
 	}

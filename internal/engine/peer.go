@@ -38,7 +38,7 @@ func (e *Engine) takeMessages(in *inbox) {
 	heard := false
 	for i := range in.n {
 		from, session := in.from[i], in.session[i]
-		known := p.addr[in.link] == from
+		known := session != 0 || p.addr[in.link] == from
 		if session == 0 && !known && p.addr[in.link].IsValid() && e.now.Sub(p.heard) < forgetSender {
 			e.Stats.ForeignPeer++
 			continue
