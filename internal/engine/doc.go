@@ -108,9 +108,10 @@
 //	                                    when it tells of it, or, in the syncd dialect, when
 //	                                    it leads (lead.go): parked, and, in the syncd
 //	                                    dialect, told to the peers as ended here; not if
-//	                                    traffic passed it since, and, in conntrackd's
-//	                                    dialect, not to one that has said nothing of it
-//	                                    since this node took over
+//	                                    traffic passed it since, nor to one whose flow has
+//	                                    not come as far yet, and, in conntrackd's dialect,
+//	                                    not to one that has said nothing of it since this
+//	                                    node took over
 //	this node is put in charge, ours    compared with what its owner told: it may be from an
 //	already                             earlier time in charge
 //	table full                          absent, tried again now and then

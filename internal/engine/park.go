@@ -471,6 +471,10 @@ func (e *Engine) parkAnswered(b *flow.ParkBatch) {
 		}
 		p.mark(o, h, false)
 		switch it.Result {
+		case flow.ParkLocal:
+			if it.Op == flow.ParkUpdate && !e.ours(&key) {
+				e.lookSoon() // what was parked has become ours, and no event told of it
+			}
 		case flow.ParkNoMaster:
 			if it.IsExpect && it.Last {
 				break
@@ -720,9 +724,11 @@ func (e *Engine) yieldSome() bool {
 
 // yield gives entry h of the internal cache to the owner of the external entry eh: it
 // is theirs, and parked, from now on. It does not if the two are different flows, or if
-// the kernel does not let the timeout be changed; nor, in conntrackd's dialect, which
-// tells no roles, if the owner has said nothing since this node took over: what it has
-// is of before. What stays is purged as any remnant.
+// the kernel would refuse the update: of a timeout that nobody can change, to a status that
+// has not been answered or assured yet, or that is without its master; nor, in conntrackd's
+// dialect, which tells no roles, if the owner has said nothing since this node took over:
+// what it has is of before. What stays is yielded when its owner has come as far, or purged
+// as any remnant.
 func (e *Engine) yield(h flow.Handle, o *owned, eh flow.Handle) bool {
 	p := e.park
 	if !e.cfg.Mirror && p.charged != 0 && !p.charged.Before(o.cache.Updated(eh)) {
@@ -731,6 +737,11 @@ func (e *Engine) yield(h flow.Handle, o *owned, eh flow.Handle) bool {
 	e.internal.Load(h, &p.was)
 	o.cache.Load(eh, &p.is)
 	if p.was.Reply != p.is.Reply || p.was.Status&flow.StatusFixedTimeout != 0 {
+		return false
+	}
+	const growing = flow.StatusSeenReply | flow.StatusAssured
+	expected := p.is.Has&flow.HasMaster != 0 && o.cache.Flags(eh)&extMasterless == 0
+	if p.was.Status&growing&^p.is.Status != 0 || p.was.Status&flow.StatusExpected != 0 != expected {
 		return false
 	}
 	p.mark(o, eh, true)

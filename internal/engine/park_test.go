@@ -506,6 +506,28 @@ func TestParkedIsTouchedSilently(t *testing.T) {
 	})
 }
 
+// Packets pass a parked flow, and what they change is told by no event. What its owner
+// tells next shows it.
+func TestParkedIsTouchedUntold(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		a, b := parkedPair(t)
+		a.create(t, 1, 2)
+		time.Sleep(settled)
+		f := newFlow(1)
+		b.kernel.Mute(true)
+		b.kernel.Update(f.Orig, 0, func(f *flow.Flow) { establish(f); f.Timeout = 120 })
+		b.kernel.Mute(false)
+		a.kernel.Update(f.Orig, 0, func(f *flow.Flow) { f.Mark, f.Has = 7, f.Has|flow.HasMark })
+		time.Sleep(touchedLook + settled)
+		if own := b.internalTable(); len(own) != 1 {
+			t.Errorf("%d flows are the node's own, want 1", len(own))
+		}
+		wantInternal(t, b)
+		a.stop()
+		b.stop()
+	})
+}
+
 // A parked entry vanishes from the kernel: it is put back, as long as its owner lives.
 func TestParkedVanishes(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -705,6 +727,49 @@ func TestYieldToRemnants(t *testing.T) {
 		a.stop()
 		b.stop()
 	})
+}
+
+// The kernel lets nobody take back that a flow was answered, or that it has a master. A
+// flow is yielded when its new owner has come as far, and stays this node's own until then.
+func TestYieldWaitsForState(t *testing.T) {
+	for name, ahead := range map[string]func(*flow.Flow){
+		"answered": establish,
+		"master": func(f *flow.Flow) {
+			f.Status, f.Has, f.Master = f.Status|flow.StatusExpected, f.Has|flow.HasMaster, newFlow(6).Orig
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				_, a, b := mirrorPair(t, withParker)
+				f, g := newFlow(0), newFlow(0)
+				ahead(&f)
+				a.kernel.Create(newFlow(6), 0)
+				b.kernel.Create(newFlow(6), 0)
+				a.kernel.Create(f, 0) // at the same time
+				b.kernel.Create(g, 0)
+				time.Sleep(settled)
+				b.tell(wire.RolePrimary)
+				a.tell(wire.RoleBackup)
+				time.Sleep(2 * settled)
+				a.wantHolds(t, "ahead of the new owner", 1, 1)
+				if n := a.count(false); n.All != 1 || n.Held != 1 {
+					t.Errorf("no remnant for the purge: %+v", n)
+				}
+				if name == "master" { // no update makes it so
+					b.kernel.Destroy(g.Orig, 0)
+					ahead(&g)
+					b.kernel.Create(g, 0)
+				} else {
+					b.kernel.Update(g.Orig, 0, ahead)
+				}
+				time.Sleep(settled)
+				a.wantHolds(t, "not ahead any more", 0, 2)
+				wantParked(t, a, b)
+				a.stop()
+				b.stop()
+			})
+		})
+	}
 }
 
 // What is yielded, and ended by its new owner before it could be parked, looks as if
