@@ -292,6 +292,7 @@ func (p *pair) open(ctx context.Context, n int) error {
 			}
 			k := &connection{fd: fd, port: uint16(at.(*unix.SockaddrInet4).Port)}
 			p.prober.connections = append(p.prober.connections, k)
+			p.prober.probe(len(p.prober.connections)-1, k) // so that its flow begins now
 		}
 		return nil
 	})

@@ -32,7 +32,7 @@ type Held struct {
 	Scheduling string  `json:"scheduling"`
 
 	Rate    float64 `json:"events_per_s"` // the highest that was made and held
-	Limited bool    `json:"limited"`      // the generator could not make more
+	Limited bool    `json:"limited"`      // nothing that the generator made was too much
 	Loads   []Load  `json:"loads"`        // in the order in which they were tried
 
 	Divergence rig.Divergence `json:"divergence"` // at the end, when all losses should have been repaired
@@ -65,8 +65,9 @@ func ladder(from, to float64) (rates []int) {
 }
 
 // search looks for the highest step of the ladder that is held, with a load for each
-// step that it tries. A rate that the generator cannot make ends the search upwards.
+// step that it tries. What counts is what the generator made, which may be less.
 func search(rates []int, try func(rate int) (*Load, error)) (h Held, err error) {
+	h.Limited = true
 	for low, high := 0, len(rates); low < high; {
 		i := (low + high) / 2
 		l, err := try(rates[i])
@@ -75,23 +76,12 @@ func search(rates []int, try func(rate int) (*Load, error)) (h Held, err error) 
 		}
 		l.Target = rates[i]
 		h.Loads = append(h.Loads, *l)
-		switch {
-		case l.Held && l.full():
-			low = i + 1
-		case l.Held: // it might hold more if there were more
-			high = i
-			h.Limited = true
-		default:
-			high = i
-			h.Limited = false // a step below decides
+		if !l.Held {
+			high, h.Limited = i, false
+			continue
 		}
-		if l.Held && l.Rate > h.Rate {
-			h.Rate = l.Rate
-		}
-	}
-	// Nothing was ever too much for it.
-	if !slices.ContainsFunc(h.Loads, func(l Load) bool { return !l.Held }) {
-		h.Limited = true
+		low = i + 1
+		h.Rate = max(h.Rate, l.Rate)
 	}
 	return h, nil
 }
