@@ -18,9 +18,9 @@ func newRun() *cobra.Command {
 signal ends it at once. SIGHUP reads the configuration again, as "syncd ctl
 reload" does.
 
-It must be root, or have CAP_NET_ADMIN. Under systemd (Type=notify) it reports
-when it is ready. The log goes to standard error, without time stamps where
-journald adds its own.`,
+It must be root, or have CAP_NET_ADMIN, and CAP_NET_RAW for commit.used_first.
+Under systemd (Type=notify) it reports when it is ready. The log goes to
+standard error, without time stamps where journald adds its own.`,
 		Example: "  syncd run\n  syncd run -c /etc/syncd/syncd.toml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

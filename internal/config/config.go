@@ -104,7 +104,8 @@ type Takeover struct {
 
 // Commit says what is put into the kernel.
 type Commit struct {
-	Timeout time.Duration // of every committed entry; 0: the time that it has left
+	Timeout   time.Duration // of every committed entry; 0: the time that it has left
+	UsedFirst bool          // entries of which packets come go before the others
 }
 
 // Purge says when a former primary drops its kernel entries.
@@ -187,6 +188,7 @@ func Default() *Config {
 		Events: Events{Buffer: 64 << 20, BufferMax: 512 << 20},
 
 		Takeover: Takeover{Mode: TakeoverCommit},
+		Commit:   Commit{UsedFirst: true},
 
 		Purge:  Purge{After: time.Minute},
 		Ready:  Ready{Timeout: time.Minute},

@@ -88,6 +88,7 @@ var configKeys = []key[Config]{
 
 	reloadable(setting("commit.timeout", func(c *Config) *time.Duration { return &c.Commit.Timeout },
 		duration, zeroOr(time.Second, maxTimeout))),
+	reloadable(setting("commit.used_first", func(c *Config) *bool { return &c.Commit.UsedFirst }, boolean)),
 	reloadable(setting("purge.after", func(c *Config) *time.Duration { return &c.Purge.After },
 		duration, zeroOr(time.Second, maxTimeout))),
 

@@ -86,6 +86,7 @@ external_limit = 2
 mode = "instant"
 [commit]
 timeout = "3m"
+used_first = false
 [purge]
 after = "0s"
 [filter]
@@ -117,7 +118,7 @@ peers = ["198.51.100.2"]
 		Events:   Events{1000000, 2 << 20},
 		Cache:    Cache{1, 2},
 		Takeover: Takeover{Mode: TakeoverInstant},
-		Commit:   Commit{3 * time.Minute},
+		Commit:   Commit{3 * time.Minute, false},
 		Ready:    Ready{"/run/r", 5 * time.Second},
 		Filter: Filter{
 			Protocols: List[uint8]{Ignore: []uint8{6, 17, 58}},

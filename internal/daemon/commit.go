@@ -39,6 +39,8 @@ type externalSource struct {
 	expects expectWalk
 
 	adopting bool // entries become this node's own as they are handed out
+
+	used *usedFirst // puts flows first of which packets come; nil if nothing does
 }
 
 // walkSlots bounds the slots visited in one turn of the loop.
@@ -103,6 +105,7 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 		s.pass, s.pos, s.ended, s.owners = p, 0, false, nil
 	}
 	for n == 0 && !s.ended {
+		s.used.look()
 		err := s.engine.Do(s.ctx, func() {
 			r, now := s.engine.Replica(), s.engine.Now()
 			if s.owners == nil {
@@ -110,6 +113,11 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 			}
 			if s.ended = len(s.owners) == 0; s.ended {
 				return
+			}
+			if s.used != nil {
+				if n = s.used.take(r, s.choose(r), now, dst); n == len(dst) {
+					return
+				}
 			}
 			x := r.Cache(s.owners[0])
 			if s.adopting {
@@ -119,12 +127,10 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 					if x.IsExpect(h) {
 						return true // after all flows, see NextExpects
 					}
-					class := commit.Classify(x.Has(h), x.Status(h), x.TCPState(h))
-					if class == p || class < p && !x.Updated(h).Before(s.since) {
-						e := &dst[n]
-						x.Load(h, &e.Flow)
-						e.Age = now.Sub(x.Updated(h))
-						n++
+					class, changed := commit.Classify(x.Has(h), x.Status(h), x.TCPState(h)), !x.Updated(h).Before(s.since)
+					if class == p && (changed || !s.used.done(s.owners[0], h)) || class < p && changed {
+						n += load(x, h, now, &dst[n])
+						s.used.mark(s.owners[0], h)
 					}
 					return n < len(dst)
 				})
@@ -142,6 +148,13 @@ func (s *externalSource) Next(p commit.Pass, dst []commit.Entry) (n int, err err
 		return n, io.EOF
 	}
 	return n, nil
+}
+
+// load copies an entry, and returns 1.
+func load(x *cache.Cache, h flow.Handle, now monotime.Time, e *commit.Entry) int {
+	x.Load(h, &e.Flow)
+	e.Age = now.Sub(x.Updated(h))
+	return 1
 }
 
 // kernel is a ctnetlink.Writer as a commit uses it.
@@ -252,6 +265,9 @@ func (d *Daemon) commitExternal(ctx context.Context, src *externalSource, progre
 		}
 		defer release()
 		src.adopting = true
+	} else {
+		src.used = d.openUsed(int(src.total))
+		defer src.used.close()
 	}
 	err := d.withoutEvents(ctx, int(src.total), func() (err error) {
 		r, err = d.runCommit(ctx, src, d.commits, false, progress)
@@ -277,6 +293,10 @@ func (d *Daemon) commitExternal(ctx context.Context, src *externalSource, progre
 		d.log.Error("commit failed", zap.Error(err), zap.String("so_far", r.String()))
 		return rep, err
 	}
-	d.log.Info(r.String(), zap.Strings("examples", rep.Examples))
+	fields := []zap.Field{zap.Strings("examples", rep.Examples)}
+	if src.used != nil {
+		fields = append(fields, zap.Int("used_first", src.used.early))
+	}
+	d.log.Info(r.String(), fields...)
 	return rep, nil
 }
