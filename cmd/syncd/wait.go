@@ -19,8 +19,9 @@ func newWaitReady(f *ctlFlags) *cobra.Command {
 		Short: "Wait until this node may become primary",
 		Long: `Wait until this node may become primary without losing connections: it has all
 state of its peers, or no peer lives, or ready.timeout is over (see
-reference.toml). For scripts that start keepalived; keepalived itself reads
-ready.track_file.
+reference.toml). A node that is primary is ready whatever it lacks, also when
+its daemon has just started again. For scripts that start keepalived;
+keepalived itself reads ready.track_file.
 
 Exit status: 0 ready, 1 not ready within the time limit, 3 no daemon is running.`,
 		Example: "  syncd ctl wait-ready --timeout 2m && systemctl start keepalived",
