@@ -8,10 +8,10 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 export GOFLAGS = -buildvcs=false
 LDFLAGS := -s -w -X main.release=$(VERSION)
 
-.PHONY: help build demo test peers lint bench bench-peer bench-commit bench-failover install clean
+.PHONY: help build demo test peers lint bench bench-peer bench-commit bench-failover bench-held install clean
 
 help:        ## this list
-	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed -E 's/:.*##/\t/' | expand -t 16
 
 build:       ## the program, bin/syncd
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/syncd ./cmd/syncd
@@ -44,6 +44,9 @@ bench-commit: build peers ## commit and dump of 1 k to 1 M flows, syncd and conn
 
 bench-failover: build peers ## death of the active node and cut of the link, syncd and conntrackd by turns: some 6 minutes, as root
 	$(GO) run ./test/bench/failover -syncd bin/syncd -json bench-failover.json
+
+bench-held: build peers ## the highest rate held with 40 % of a processor each, and without a limit: some 5 minutes, as root
+	$(GO) run ./test/bench/peer -syncd bin/syncd -held 0.4,0 -runs 1 -duration 3s -json bench-held.json
 
 install: build  ## program, unit, sysctl and example configuration below DESTDIR
 	install -D -m 0755 bin/syncd $(DESTDIR)$(PREFIX)/sbin/syncd

@@ -59,7 +59,7 @@ func main() {
 	flag.DurationVar(&o.every, "every", 10*time.Millisecond, "time between two probes of a connection")
 	flag.DurationVar(&o.back, "back", 10*time.Second, "how long a connection may take to come back")
 	flag.StringVar(&cutKinds, "cut-kinds", "syncd,syncd-plain,conntrackd", "whose link is cut, in the order of the first run")
-	flag.IntVar(&o.cutRuns, "cut-runs", 3, "cuts of each, of which the table shows medians; 0 for none")
+	flag.IntVar(&o.cutRuns, "cut-runs", 2, "cuts of each, of which the table shows medians; 0 for none")
 	flag.IntVar(&o.cutFlows, "cut-flows", 500000, "established flows before the cut")
 	flag.IntVar(&o.cutChanges, "cut-changes", 400000, "of them that end during the cut")
 	flag.DurationVar(&o.cut, "cut", 10*time.Second, "how long the link is cut")
