@@ -89,9 +89,10 @@ type Listener struct {
 	}
 
 	// The rest belongs to the goroutine in Run.
-	rx   *rxVector
-	n    int // datagrams in rx
-	next int // first datagram in rx that is not decoded yet, n if none
+	layouts layouts
+	rx      *rxVector
+	n       int // datagrams in rx
+	next    int // first datagram in rx that is not decoded yet, n if none
 
 	batch *flow.Batch // being filled, kept between runs
 	// draining counts down the messages that may still have been queued before the
@@ -353,7 +354,7 @@ func (l *Listener) decode(ctx context.Context, free <-chan *flow.Batch, full cha
 		}
 		msg := l.rx.datagram(l.next)
 		// Entries first: expectations are rare, and must not cost them anything.
-		if DecodeEvent(msg, &l.batch.Events[l.batch.N]) != nil && !l.expect(msg) {
+		if l.layouts.decode(msg, &l.batch.Events[l.batch.N]) != nil && !l.expect(msg) {
 			bad++
 			continue
 		}

@@ -4,34 +4,21 @@ import (
 	"encoding/binary"
 
 	"syncd/internal/flow"
+	"syncd/internal/skeleton"
 )
 
-// Messages repeat each other: those about flows of one kind have the same attributes in
-// the same order, and differ in the values alone. A layout is what they have in common,
-// learned from one of them. A message that has it is read without a walk over its
-// attributes, in a third of the time, and means exactly what the walk would find.
-const (
-	maxLayoutLen = 160 // octets of attributes; what is longer is rare, and is walked
-	layoutSets   = 16  // by length
-	layoutWays   = 2
-	learnEach    = 8 // messages of no known layout to one that is learned from: learning costs more than a walk
-)
+// maxLayout is the length of the longest attributes with a layout, whose places fit an octet.
+const maxLayout = 255
 
-// layouts are those that a Reader knows. Of a set the first was used last.
-type layouts struct {
-	sets   [layoutSets][layoutWays]layout
-	missed uint8 // messages of none of them, modulo learnEach
-}
+// layouts are those that a Reader knows, by dialect.
+type layouts struct{ skeleton.Table[layout] }
 
-// layout says what the octets of a message must be, and where its values are. Only what
-// is frequent has one: addresses, ports and all that TCP and UDP need, with translation of
-// IPv4. There is one dialect for all that a Reader reads, as long as that does not change.
+// layout says where a message of a known skeleton has its values (see package skeleton).
+// Only what is frequent has one: addresses, ports and all that TCP and UDP need, with
+// translation of IPv4. A message that has it is read in half the time, and means exactly
+// what the walk over its attributes would find.
 type layout struct {
-	length  uint8 // octets of attributes, a multiple of 4; 0: none is known
-	words   uint8
-	dialect Dialect
-	family  uint8
-	proto   uint8
+	family, proto uint8
 
 	// Where payloads begin; 0 for what is not there.
 	addrs, ports, status, timeout, mark uint8
@@ -39,62 +26,26 @@ type layout struct {
 	sourceAddr, targetAddr, sourcePort  uint8
 	targetPort                          uint8
 	has                                 flow.Attrs // with HasTCP if there is a state, which may turn out to be none
-	must                                [maxLayoutLen / 8]masked
 }
-
-// masked is a word of which the bits of mask must be those of want. Words are those of
-// the attributes, little-endian; the last one may overlap the one before it.
-type masked struct{ mask, want uint64 }
 
 // find returns the layout of attributes b, or nil.
-func (k *layouts) find(b []byte, d Dialect) *layout {
-	if len(b) == 0 || len(b) > maxLayoutLen {
-		return nil
-	}
-	set := &k.sets[len(b)/4%layoutSets]
-	for i := range set {
-		l := &set[i]
-		if int(l.length) != len(b) || l.dialect != d || !l.matches(b) {
-			continue
-		}
-		if i > 0 {
-			set[0], set[i] = set[i], set[0]
-		}
-		return &set[0]
-	}
-	return nil
-}
+func (k *layouts) find(b []byte, d Dialect) *layout { return k.Find(b, uint8(d)) }
 
 // miss takes note of attributes that have been walked and make a flow, and have no layout.
 func (k *layouts) miss(b []byte, d Dialect) {
-	if k.missed = (k.missed + 1) % learnEach; k.missed != 1 {
-		return
-	}
-	if len(b) > maxLayoutLen || len(b)%attrAlign != 0 {
+	if !k.Missed() || len(b) > maxLayout {
 		return
 	}
 	var l layout
-	if l.learn(b, d) {
-		set := &k.sets[len(b)/4%layoutSets]
-		set[layoutWays-1] = l
+	var mask skeleton.Mask
+	if l.learn(b, d, &mask) {
+		k.Learn(b, uint8(d), &mask, l)
 	}
 }
 
-func (l *layout) matches(b []byte) bool {
-	var differ uint64
-	must := l.must[:l.words]
-	last := len(must) - 1
-	for i := range must[:last] {
-		differ |= (binary.LittleEndian.Uint64(b[8*i:]) ^ must[i].want) & must[i].mask
-	}
-	differ |= (binary.LittleEndian.Uint64(b[len(b)-8:]) ^ must[last].want) & must[last].mask
-	return differ == 0
-}
-
-// learn makes l the layout of b, which the walk has accepted and has no more than
-// maxLayoutLen octets. It returns false if they have none.
-func (l *layout) learn(b []byte, d Dialect) bool {
-	var mask [maxLayoutLen]byte
+// learn makes l the layout of b, which the walk has accepted, and mask what is not values.
+// It returns false if they have none.
+func (l *layout) learn(b []byte, d Dialect, mask *skeleton.Mask) bool {
 	var seen uint64
 	sizes := d.known(ctSizes[:], ctOwn)
 	for rest := b; len(rest) > 0; {
@@ -177,12 +128,6 @@ func (l *layout) learn(b []byte, d Dialect) bool {
 	}
 	if seen&anyNAT != 0 {
 		l.has |= flow.HasReply
-	}
-	l.length, l.words, l.dialect = uint8(len(b)), uint8((len(b)+7)/8), d
-	for i := range l.must[:l.words] {
-		at := min(8*i, len(b)-8)
-		m := binary.LittleEndian.Uint64(mask[at:])
-		l.must[i] = masked{m, binary.LittleEndian.Uint64(b[at:]) & m}
 	}
 	return true
 }

@@ -62,7 +62,7 @@ func layoutFlows() (with, without []flow.Flow) {
 func learned(d Dialect, b []byte) *Reader {
 	r := &Reader{Sync: d == Syncd, Seed: 9}
 	var m Message
-	for range 3 * learnEach {
+	for range 24 { // it learns from every eighth
 		for r.Reset(b); r.Next(&m); {
 		}
 	}
