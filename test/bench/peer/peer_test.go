@@ -38,19 +38,32 @@ func buildSyncd(t *testing.T) string {
 	return bin
 }
 
-// The whole measurement with small numbers: what it says is not worth much, but it
-// must say something of everything, of every kind of daemon.
-func TestQuick(t *testing.T) {
+// program builds the syncd to be measured in a directory of the test's own.
+func program(t *testing.T) (bin, dir string) {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("runs real daemons under load")
 	}
 	if err := lab.Usable(); err != nil {
 		missing(t, "no lab: %v", err)
 	}
+	dir = t.TempDir()
+	bin = filepath.Join(dir, "syncd")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "syncd/cmd/syncd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build syncd: %v\n%s", err, out)
+	}
+	return bin, dir
+}
+
+// The whole measurement with small numbers: what it says is not worth much, but it
+// must say something of everything, of every kind of daemon.
+func TestQuick(t *testing.T) {
 	if _, err := exec.LookPath("conntrackd"); err != nil {
 		missing(t, "conntrackd is not installed (make peers installs it)")
 	}
-	dir, bin := t.TempDir(), buildSyncd(t)
+	bin, dir := program(t)
 	o := options{bin: bin, quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
 	if err := o.parse("syncd,syncd-plain,conntrackd", "1", ""); err != nil {
 		t.Fatal(err)
@@ -96,7 +109,7 @@ func TestQuick(t *testing.T) {
 			t.Errorf("the table lacks %q", want)
 		}
 	}
-	for _, name := range []string{"cpu-active.svg", "cpu-backup.svg"} {
+	for _, name := range []string{"cpu-active.svg", "cpu-backup.svg", "latency.svg"} {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
@@ -107,6 +120,46 @@ func TestQuick(t *testing.T) {
 			} else if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
+		}
+	}
+}
+
+// The same by the number of flows.
+func TestQuickScale(t *testing.T) {
+	bin, dir := program(t)
+	o := options{bin: bin, quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
+	if err := o.parse("syncd", "1", "2000,4000"); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := run(t.Context(), o, &out); err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	t.Logf("%s", &out)
+	var r Results
+	if err := r.load(o.json); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Scales) != 2 || r.Scales[0].Flows != 2000 || r.Scales[1].Flows != 4000 {
+		t.Fatalf("scales %+v", r.Scales)
+	}
+	for i := range r.Scales {
+		s := &r.Scales[i]
+		for what, l := range map[string]Latency{"alone": s.Calm, "beside a bulk update": s.Bulk, "beside a resynchronisation": s.Resync, "the other way": s.Back} {
+			if l.Flows == 0 || l.Looks == 0 || l.Missing != 0 || l.P50 <= 0 || l.P99 < l.P50 || l.P99 > 5 {
+				t.Errorf("%d flows, %s: latency %+v", s.Flows, what, l)
+			}
+		}
+		if s.Memory.FullA.PSS <= 0 || s.Memory.FullB.PSS <= 0 || s.GCActive < 0 || s.GCActive > 0.5 || s.GCBackup < 0 || s.GCBackup > 0.5 {
+			t.Errorf("%d flows: %+v, garbage collector %v and %v", s.Flows, s.Memory, s.GCActive, s.GCBackup)
+		}
+		if l := s.Churn[0]; l.CPUActive <= 0 || l.CPUBackup <= 0 || l.WakesActive <= 0 || l.WakesBackup <= 0 {
+			t.Errorf("%d flows: %+v", s.Flows, l)
+		}
+	}
+	for _, name := range []string{"scale-cost.svg", "scale-memory.svg", "scale-gc.svg", "scale-latency.svg"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
 		}
 	}
 }

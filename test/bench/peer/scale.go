@@ -96,7 +96,7 @@ func measureScale(ctx context.Context, o options, flows int) (s *Scale, err erro
 	if s.Calm, err = p.latency(ctx, g, scaleRate, 2*o.duration, nil); err != nil {
 		return nil, err
 	}
-	long := o.duration + time.Duration(flows)*5*time.Microsecond // enough for what happens beside it
+	long := 3*warmUp + o.duration + time.Duration(flows)*5*time.Microsecond // enough for what happens beside it
 	if s.Bulk, err = p.latency(ctx, g, scaleRate, long, p.bulk); err != nil {
 		return nil, fmt.Errorf("bulk update: %w", err)
 	}
