@@ -82,6 +82,7 @@ func (r *Results) drawScales(dir string) error {
 	if len(r.Scales) == 0 {
 		return nil
 	}
+	name := kindNames[r.Scales[0].Kind]
 	line := func(name string, value func(*Scale) float64) (s chart.Series) {
 		s.Name = name
 		for i := range r.Scales {
@@ -89,24 +90,24 @@ func (r *Results) drawScales(dir string) error {
 		}
 		return s
 	}
-	cost := chart.Chart{Title: "syncd, sealed: cost by the number of flows", X: "standing flows", Y: "µs", LogX: true}
+	cost := chart.Chart{Title: name + ": cost by the number of flows", X: "standing flows", Y: "µs", LogX: true}
 	for i, l := range r.Scales[0].Churn {
 		at := fmt.Sprintf(" at %dk/s", l.Target/1000)
 		cost.Series = append(cost.Series,
 			line("an event"+at, func(s *Scale) float64 { return s.Churn[i].CPUActive / 1e3 }),
 			line("a message"+at, func(s *Scale) float64 { return s.Churn[i].CPUBackup / 1e3 }))
 	}
-	latency := chart.Chart{Title: "syncd, sealed: 99th percentile of latency", X: "standing flows", Y: "ms", LogX: true, Series: []chart.Series{
+	latency := chart.Chart{Title: name + ": 99th percentile of latency", X: "standing flows", Y: "ms", LogX: true, Series: []chart.Series{
 		line("alone", func(s *Scale) float64 { return s.Calm.P99 * 1e3 }),
 		line("beside a bulk update", func(s *Scale) float64 { return s.Bulk.P99 * 1e3 }),
 		line("beside a resynchronisation", func(s *Scale) float64 { return s.Resync.P99 * 1e3 }),
 		line("other way, beside a bulk update", func(s *Scale) float64 { return s.Back.P99 * 1e3 }),
 	}}
-	memory := chart.Chart{Title: "syncd, sealed: memory", X: "standing flows", Y: "octets a flow", LogX: true, Series: []chart.Series{
+	memory := chart.Chart{Title: name + ": memory", X: "standing flows", Y: "octets a flow", LogX: true, Series: []chart.Series{
 		line("internal cache", func(s *Scale) float64 { return s.Memory.PerFlowInternal }),
 		line("external cache", func(s *Scale) float64 { return s.Memory.PerFlowExternal }),
 	}}
-	gc := chart.Chart{Title: "syncd, sealed: part of the garbage collector", X: "standing flows", Y: "% of the processor time", LogX: true, Series: []chart.Series{
+	gc := chart.Chart{Title: name + ": part of the garbage collector", X: "standing flows", Y: "% of the processor time", LogX: true, Series: []chart.Series{
 		line("active node", func(s *Scale) float64 { return s.GCActive * 100 }),
 		line("backup", func(s *Scale) float64 { return s.GCBackup * 100 }),
 	}}

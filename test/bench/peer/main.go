@@ -69,7 +69,7 @@ func main() {
 	flag.StringVar(&o.charts, "charts", "", "draw charts of the results into this `directory`")
 	flag.StringVar(&o.into, "into", "", "write the tables into this Markdown `file`, between <!-- peer --> and <!-- /peer -->, or <!-- scale -->")
 	flag.BoolVar(&o.report, "report", false, "measure nothing: only show what the file of -json has")
-	flag.StringVar(&scale, "scale", "", "instead of all that: syncd alone beside so many standing flows, a list (10000,100000,1000000,2000000)")
+	flag.StringVar(&scale, "scale", "", "instead of all that: syncd alone, sealed (or with -kinds syncd-instant), beside so many standing flows, a list (10000,100000,1000000,2000000)")
 	flag.StringVar(&held, "held", "", "instead of all that: search for the highest rate held while each daemon has such a share of one processor, a list (0.4,0); 0 is no limit")
 	flag.Parse()
 	err := o.parse(kinds, rates, scale)

@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
 	"syncd/test/bench/rig"
 )
 
-// Scale is what syncd, sealed, costs beside a number of standing flows.
+// Scale is what syncd costs beside a number of standing flows.
 type Scale struct {
+	Kind   rig.Kind  `json:"kind"`
 	Flows  int       `json:"flows"`
 	Memory MemoryUse `json:"memory"`
 	Churn  []Load    `json:"churn"`
@@ -58,10 +60,14 @@ func measureScale(ctx context.Context, o options, flows int) (s *Scale, err erro
 	defer func() { err = errors.Join(err, r.Close()) }()
 	p := &pairUnderTest{rig: r, o: o}
 	settings := rig.Settings{Env: []string{rig.GCTrace}}
-	if p.a, err = r.Start(rig.Sealed, 0, settings); err != nil {
+	kind := rig.Sealed
+	if slices.Equal(o.kinds, []rig.Kind{rig.Instant}) {
+		kind = rig.Instant
+	}
+	if p.a, err = r.Start(kind, 0, settings); err != nil {
 		return nil, err
 	}
-	if p.b, err = r.Start(rig.Sealed, 1, settings); err != nil {
+	if p.b, err = r.Start(kind, 1, settings); err != nil {
 		return nil, err
 	}
 	g, err := newGenerator(r.A)
@@ -77,7 +83,7 @@ func measureScale(ctx context.Context, o options, flows int) (s *Scale, err erro
 	if err := p.fill(ctx, g, &sample); err != nil {
 		return nil, err
 	}
-	s = &Scale{Flows: flows, Memory: sample.Memory}
+	s = &Scale{Kind: kind, Flows: flows, Memory: sample.Memory}
 	for _, rate := range o.rates {
 		l, err := p.load(func() (int, time.Duration, error) { return g.churn(ctx, rate, o.lives, o.duration) })
 		if err != nil {
@@ -170,7 +176,7 @@ func (r *Results) scaleTable(out io.Writer) {
 	if len(r.Scales) == 0 {
 		return
 	}
-	fmt.Fprint(out, "\nsyncd, sealed, by the number of standing flows\n\n")
+	fmt.Fprintf(out, "\n%s, by the number of standing flows\n\n", kindNames[r.Scales[0].Kind])
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(w, "flows\tB a flow, internal\texternal\tGC, active\tbackup\tp99 alone\tbeside bulk\tbeside resync\tback, beside bulk\t")
 	for _, l := range r.Scales[0].Churn {
