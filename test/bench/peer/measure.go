@@ -16,31 +16,40 @@ type pairUnderTest struct {
 	o    options
 }
 
-// measure runs all loads on one kind of daemon.
-func measure(ctx context.Context, o options, kind rig.Kind) (s *Sample, err error) {
+// startPair lays out a rig, starts one kind of daemon on both nodes, and waits until
+// they replicate what the generator makes on the active one. The generator and the rig
+// are to be closed.
+func startPair(ctx context.Context, o options, kind rig.Kind, settings rig.Settings) (_ *pairUnderTest, g *generator, err error) {
 	r, err := rig.New(o.bin)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	defer func() { err = errors.Join(err, r.Close()) }()
 	p := &pairUnderTest{rig: r, o: o}
-	settings := rig.Settings{Flows: o.flows + o.lives, Shipped: o.shipped}
-	if p.a, err = r.Start(kind, 0, settings); err != nil {
-		return nil, err
+	if p.a, err = r.Start(kind, 0, settings); err == nil {
+		p.b, err = r.Start(kind, 1, settings)
 	}
-	if p.b, err = r.Start(kind, 1, settings); err != nil {
-		return nil, err
+	if err == nil {
+		g, err = newGenerator(r.A)
 	}
-	g, err := newGenerator(r.A)
+	if err == nil {
+		if err = p.meet(ctx, g); err != nil {
+			err = errors.Join(err, g.close())
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, r.Close())
+	}
+	return p, g, nil
+}
+
+// measure runs all loads on one kind of daemon.
+func measure(ctx context.Context, o options, kind rig.Kind) (s *Sample, err error) {
+	p, g, err := startPair(ctx, o, kind, rig.Settings{Flows: o.flows + o.lives, Shipped: o.shipped})
 	if err != nil {
 		return nil, err
 	}
-	defer g.close()
-
+	defer func() { err = errors.Join(err, g.close(), p.rig.Close()) }()
 	s = &Sample{Kind: kind, Scheduling: rig.Scheduling(p.a.PID)}
-	if err := p.meet(ctx, g); err != nil {
-		return nil, err
-	}
 	if err := p.fill(ctx, g, s); err != nil {
 		return nil, err
 	}

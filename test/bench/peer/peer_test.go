@@ -38,8 +38,9 @@ func buildSyncd(t *testing.T) string {
 	return bin
 }
 
-// program builds the syncd to be measured in a directory of the test's own.
-func program(t *testing.T) (bin, dir string) {
+// quickly measures with small numbers, and returns what is in the file of results, what
+// was printed, and where the charts are.
+func quickly(t *testing.T, kinds, scale string) (r Results, out, dir string) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("runs real daemons under load")
@@ -48,13 +49,24 @@ func program(t *testing.T) (bin, dir string) {
 		missing(t, "no lab: %v", err)
 	}
 	dir = t.TempDir()
-	bin = filepath.Join(dir, "syncd")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "syncd/cmd/syncd")
+	o := options{bin: filepath.Join(dir, "syncd"), quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", o.bin, "syncd/cmd/syncd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build syncd: %v\n%s", err, out)
+	if text, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build syncd: %v\n%s", err, text)
 	}
-	return bin, dir
+	if err := o.parse(kinds, "1", scale); err != nil {
+		t.Fatal(err)
+	}
+	var printed bytes.Buffer
+	if err := run(t.Context(), o, &printed); err != nil {
+		t.Fatalf("%v\n%s", err, &printed)
+	}
+	t.Logf("%s", &printed)
+	if err := r.load(o.json); err != nil {
+		t.Fatal(err)
+	}
+	return r, printed.String(), dir
 }
 
 // The whole measurement with small numbers: what it says is not worth much, but it
@@ -63,21 +75,7 @@ func TestQuick(t *testing.T) {
 	if _, err := exec.LookPath("conntrackd"); err != nil {
 		missing(t, "conntrackd is not installed (make peers installs it)")
 	}
-	bin, dir := program(t)
-	o := options{bin: bin, quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
-	if err := o.parse("syncd,syncd-plain,conntrackd", "1", ""); err != nil {
-		t.Fatal(err)
-	}
-	var out bytes.Buffer
-	if err := run(t.Context(), o, &out); err != nil {
-		t.Fatalf("%v\n%s", err, &out)
-	}
-	t.Logf("%s", &out)
-
-	var r Results
-	if err := r.load(o.json); err != nil {
-		t.Fatal(err)
-	}
+	r, out, dir := quickly(t, "syncd,syncd-plain,conntrackd", "")
 	if len(r.Samples) != len(rig.Kinds) {
 		t.Fatalf("%d samples, want %d", len(r.Samples), len(rig.Kinds))
 	}
@@ -105,7 +103,7 @@ func TestQuick(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"CPU per event, active", "event rate held", "latency"} {
-		if !strings.Contains(out.String(), want) {
+		if !strings.Contains(out, want) {
 			t.Errorf("the table lacks %q", want)
 		}
 	}
@@ -126,20 +124,7 @@ func TestQuick(t *testing.T) {
 
 // The same by the number of flows.
 func TestQuickScale(t *testing.T) {
-	bin, dir := program(t)
-	o := options{bin: bin, quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
-	if err := o.parse("syncd", "1", "2000,4000"); err != nil {
-		t.Fatal(err)
-	}
-	var out bytes.Buffer
-	if err := run(t.Context(), o, &out); err != nil {
-		t.Fatalf("%v\n%s", err, &out)
-	}
-	t.Logf("%s", &out)
-	var r Results
-	if err := r.load(o.json); err != nil {
-		t.Fatal(err)
-	}
+	r, _, dir := quickly(t, "syncd", "2000,4000")
 	if len(r.Scales) != 2 || r.Scales[0].Flows != 2000 || r.Scales[1].Flows != 4000 {
 		t.Fatalf("scales %+v", r.Scales)
 	}

@@ -53,32 +53,16 @@ func measureScales(ctx context.Context, o options, res *Results, out io.Writer) 
 func measureScale(ctx context.Context, o options, flows int) (s *Scale, err error) {
 	o.flows = flows
 	o.lives = min(o.lives, max(flows/5, scaleLives)) // few beside those that stand
-	r, err := rig.New(o.bin)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	p := &pairUnderTest{rig: r, o: o}
-	settings := rig.Settings{Env: []string{rig.GCTrace}}
 	kind := rig.Sealed
 	if slices.Equal(o.kinds, []rig.Kind{rig.Instant}) {
 		kind = rig.Instant
 	}
-	if p.a, err = r.Start(kind, 0, settings); err != nil {
-		return nil, err
-	}
-	if p.b, err = r.Start(kind, 1, settings); err != nil {
-		return nil, err
-	}
-	g, err := newGenerator(r.A)
+	p, g, err := startPair(ctx, o, kind, rig.Settings{Env: []string{rig.GCTrace}})
 	if err != nil {
 		return nil, err
 	}
-	defer g.close()
+	defer func() { err = errors.Join(err, g.close(), p.rig.Close()) }()
 	var sample Sample
-	if err := p.meet(ctx, g); err != nil {
-		return nil, err
-	}
 	before := [2]gcUse{gcOf(p.a), gcOf(p.b)}
 	if err := p.fill(ctx, g, &sample); err != nil {
 		return nil, err
@@ -109,12 +93,12 @@ func measureScale(ctx context.Context, o options, flows int) (s *Scale, err erro
 	if s.Resync, err = p.latency(ctx, g, scaleRate, long, p.resync); err != nil {
 		return nil, fmt.Errorf("resynchronisation: %w", err)
 	}
-	back, err := newGenerator(r.B)
+	back, err := newGenerator(p.rig.B)
 	if err != nil {
 		return nil, err
 	}
 	defer back.close()
-	other := &pairUnderTest{rig: r, a: p.b, b: p.a, o: p.o}
+	other := &pairUnderTest{rig: p.rig, a: p.b, b: p.a, o: p.o}
 	if s.Back, err = other.latency(ctx, back, scaleRate, long, p.bulk); err != nil {
 		return nil, fmt.Errorf("the other way beside a bulk update: %w", err)
 	}
