@@ -4,42 +4,19 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"syncd/internal/lab"
 	"syncd/test/bench/rig"
+	"syncd/test/bench/rig/rigtest"
 )
-
-// missing skips a test for want of something. On CI that is a failure: there
-// everything is there.
-func missing(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
 
 // The whole measurement with few flows, twice: the second run is added to the first.
 func TestQuick(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs real daemons")
-	}
-	if err := lab.Usable(); err != nil {
-		missing(t, err.Error())
-	}
-	if _, err := exec.LookPath("conntrackd"); err != nil {
-		missing(t, "conntrackd is not installed (make peers installs it)")
-	}
-	dir := t.TempDir()
-	o := options{bin: filepath.Join(dir, "syncd"), runs: 1, churn: 1000, json: filepath.Join(dir, "results.json"), add: true}
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", o.bin, "syncd/cmd/syncd").CombinedOutput(); err != nil {
-		t.Fatalf("build syncd: %v\n%s", err, out)
-	}
+	dir, bin := t.TempDir(), rigtest.Build(t, "conntrackd")
+	o := options{bin: bin, runs: 1, churn: 1000, json: filepath.Join(dir, "results.json"), add: true}
 	if err := o.parse("syncd,conntrackd", "300"); err != nil {
 		t.Fatal(err)
 	}

@@ -15,16 +15,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"syncd/internal/lab"
 	"syncd/test/bench/rig"
 )
 
@@ -106,24 +103,9 @@ func (o *options) earlier() (samples []Sample, err error) {
 
 // run measures everything and reports.
 func run(ctx context.Context, o *options, out io.Writer) (err error) {
-	if err := lab.Usable(); err != nil {
-		return err
-	}
-	if o.bin, err = filepath.Abs(o.bin); err != nil {
-		return err
-	}
-	if _, err := exec.LookPath(o.bin); err != nil {
-		return fmt.Errorf("the program to measure: %w (make build)", err)
-	}
-	if _, err := lab.Sweep(rig.Prefix); err != nil {
-		return err
-	}
-	restore, err := rig.RaiseTable(2 * slices.Max(o.flows))
-	defer func() {
-		if rerr := restore(); err == nil {
-			err = rerr
-		}
-	}()
+	var restore func() error
+	o.bin, restore, err = rig.Prepare(o.bin, 2*slices.Max(o.flows))
+	defer func() { err = errors.Join(err, restore()) }()
 	if err != nil {
 		return err
 	}
@@ -133,9 +115,7 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 	}
 	for _, flows := range o.flows {
 		for n := range o.runs {
-			// Whoever comes first in one run comes last in the next.
-			turn := (len(samples)/len(o.kinds) + n) % len(o.kinds)
-			for _, k := range append(slices.Clone(o.kinds[turn:]), o.kinds[:turn]...) {
+			for _, k := range rig.Turn(o.kinds, len(samples)/len(o.kinds)+n) {
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}

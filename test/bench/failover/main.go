@@ -12,18 +12,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
-	"syncd/internal/lab"
 	"syncd/test/bench/rig"
 )
 
@@ -107,20 +105,8 @@ func (o *options) parse(kinds, cutKinds string) (err error) {
 
 // run measures everything and reports.
 func run(ctx context.Context, o *options, out io.Writer) (err error) {
-	if err := lab.Usable(); err != nil {
-		return err
-	}
-	if o.bin, err = filepath.Abs(o.bin); err != nil {
-		return err
-	}
-	if _, err := exec.LookPath(o.bin); err != nil {
-		return fmt.Errorf("the program to measure: %w (make build)", err)
-	}
 	if _, err := exec.LookPath("keepalived"); err != nil && o.runs > 0 {
 		return fmt.Errorf("%w (make peers installs it)", err)
-	}
-	if _, err := lab.Sweep(rig.Prefix); err != nil {
-		return err
 	}
 	room := 0
 	if o.runs > 0 {
@@ -129,12 +115,9 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 	if o.cutRuns > 0 {
 		room = max(room, o.cutFlows)
 	}
-	restore, err := rig.RaiseTable(2*room + 10000)
-	defer func() {
-		if rerr := restore(); err == nil {
-			err = rerr
-		}
-	}()
+	var restore func() error
+	o.bin, restore, err = rig.Prepare(o.bin, 2*room+10000)
+	defer func() { err = errors.Join(err, restore()) }()
 	if err != nil {
 		return err
 	}
@@ -184,12 +167,10 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 	return os.WriteFile(o.json, append(b, '\n'), 0o644)
 }
 
-// byTurns measures all kinds in each run. Whoever comes first in one run comes last in
-// the next.
+// byTurns measures all kinds in each run.
 func byTurns(ctx context.Context, runs int, kinds []rig.Kind, measure func(k rig.Kind, run int) error) error {
 	for n := range runs {
-		turn := n % len(kinds)
-		for _, k := range append(slices.Clone(kinds[turn:]), kinds[:turn]...) {
+		for _, k := range rig.Turn(kinds, n) {
 			if err := ctx.Err(); err != nil {
 				return err
 			}

@@ -173,8 +173,7 @@ func measureHolds(ctx context.Context, o options, res *Results, out io.Writer) e
 	res.Held = h
 	for n := range o.runs {
 		for _, share := range o.held {
-			turn := n % len(o.kinds)
-			for _, k := range append(slices.Clone(o.kinds[turn:]), o.kinds[:turn]...) {
+			for _, k := range rig.Turn(o.kinds, n) {
 				begin := time.Now()
 				s, err := measureHeld(ctx, o, k, share)
 				if err != nil {

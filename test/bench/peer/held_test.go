@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"syncd/internal/lab"
 	"syncd/test/bench/rig"
+	"syncd/test/bench/rig/rigtest"
 )
 
 // A daemon that holds so much, beside a generator that makes so much.
@@ -59,13 +59,7 @@ func TestShares(t *testing.T) {
 // With a sixteenth of a processor a daemon holds little: the limit is felt, the losses are
 // counted, and are repaired when it is lifted.
 func TestConfined(t *testing.T) {
-	if testing.Short() {
-		t.Skip("runs real daemons under load")
-	}
-	if err := lab.Usable(); err != nil {
-		missing(t, "no lab: %v", err)
-	}
-	o := options{bin: buildSyncd(t), quick: true}
+	o := options{bin: rigtest.Build(t), quick: true}
 	if err := o.parse("syncd", "1", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +91,8 @@ func TestConfined(t *testing.T) {
 		}
 		t.Fatal(err)
 	}
-	if l.Held {
+	// On a busy machine the generator may make no more than that is enough for.
+	if l.Held && l.Rate > 80e3 {
 		t.Errorf("a sixteenth of a processor was enough: %+v", l)
 	}
 	if d, err := p.diverged(); err != nil || !d.Zero() {

@@ -14,6 +14,7 @@ import (
 
 	"syncd/internal/lab"
 	"syncd/test/bench/rig"
+	"syncd/test/bench/rig/rigtest"
 )
 
 // missing skips a test for want of something. On CI that is a failure: there
@@ -26,35 +27,12 @@ func missing(t *testing.T, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// buildSyncd builds the syncd to measure.
-func buildSyncd(t *testing.T) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "syncd")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "syncd/cmd/syncd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build syncd: %v\n%s", err, out)
-	}
-	return bin
-}
-
 // quickly measures with small numbers, and returns what is in the file of results, what
 // was printed, and where the charts are.
 func quickly(t *testing.T, kinds, scale string) (r Results, out, dir string) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("runs real daemons under load")
-	}
-	if err := lab.Usable(); err != nil {
-		missing(t, "no lab: %v", err)
-	}
 	dir = t.TempDir()
-	o := options{bin: filepath.Join(dir, "syncd"), quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", o.bin, "syncd/cmd/syncd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build syncd: %v\n%s", err, text)
-	}
+	o := options{bin: rigtest.Build(t), quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
 	if err := o.parse(kinds, "1", scale); err != nil {
 		t.Fatal(err)
 	}

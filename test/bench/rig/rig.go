@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -59,6 +61,35 @@ type Rig struct {
 	dir  string
 	key  string // file
 	next int    // number of the next daemon, for names of files
+}
+
+// Prepare makes this machine ready for runs with so many flows in a table: it looks whether
+// a rig can be built and whether bin, the syncd to be measured, is there, removes what
+// earlier runs have left behind, and makes room. It returns the absolute path of bin, and a
+// function that puts the machine's settings back, which must be called even after an error.
+func Prepare(bin string, flows int) (abs string, restore func() error, err error) {
+	restore = func() error { return nil }
+	if err := lab.Usable(); err != nil {
+		return "", restore, err
+	}
+	if abs, err = filepath.Abs(bin); err != nil {
+		return "", restore, err
+	}
+	if _, err := exec.LookPath(abs); err != nil {
+		return "", restore, fmt.Errorf("the program to measure: %w (make build)", err)
+	}
+	if _, err := lab.Sweep(Prefix); err != nil {
+		return "", restore, err
+	}
+	restore, err = RaiseTable(flows)
+	return abs, restore, err
+}
+
+// Turn returns the kinds in the order in which run n (0, 1 ...) measures them: whoever
+// comes first in one run comes last in the next.
+func Turn(kinds []Kind, n int) []Kind {
+	turn := n % len(kinds)
+	return append(slices.Clone(kinds[turn:]), kinds[:turn]...)
 }
 
 // New lays out a rig. bin is the syncd to be measured.
