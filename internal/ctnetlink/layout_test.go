@@ -7,13 +7,10 @@ import (
 	"syncd/internal/flow"
 )
 
-// learnedFrom returns what is known after msg has come some times.
+// learnedFrom returns what is known after msg has come: it is learned from the first.
 func learnedFrom(msg []byte) *layouts {
 	k := new(layouts)
-	var ev flow.Event
-	for range 24 { // it learns from every eighth
-		_ = k.decode(msg, &ev)
-	}
+	_ = k.decode(msg, new(flow.Event))
 	return k
 }
 
