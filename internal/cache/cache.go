@@ -157,7 +157,7 @@ func (c *Cache) Replace(h Handle, f *flow.Flow, now Time) {
 // start makes r, which has nothing but its key, an entry that is alive with the
 // attributes of f.
 func (c *Cache) start(r *record, f *flow.Flow, now Time) {
-	r.state = stateInUse
+	r.state = stateInUse | stateAltered
 	r.created = c.coarse(now)
 	r.updated = r.created
 	c.setReply(r, &f.Reply) // it is set even if f.Has does not say so

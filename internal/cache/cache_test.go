@@ -469,6 +469,55 @@ func TestHighHandle(t *testing.T) {
 	}
 }
 
+// TestAltered: what is new is altered; which changes alter is TestCompactTellsAll of the
+// engine.
+func TestAltered(t *testing.T) {
+	c := New(10)
+	f := flow.Flow{Orig: tupleOf(1)}
+	h, err := c.Insert(&f, 1)
+	if err != nil || !c.Altered(h) {
+		t.Fatalf("inserted: %v", err)
+	}
+	if c.Settle(h); c.Altered(h) {
+		t.Error("settled")
+	}
+	c.Merge(h, &flow.Flow{Orig: f.Orig, TCPState: 3, Has: flow.HasTCP}, 2)
+	if c.Altered(h) {
+		t.Error("by its state")
+	}
+	c.SetDead(h)
+	if c.Replace(h, &f, 3); !c.Altered(h) {
+		t.Error("replaced, and not altered")
+	}
+	c.Remove(h)
+	if h, _ = c.Insert(&f, 4); !c.Altered(h) {
+		t.Error("inserted again, and not altered")
+	}
+}
+
+// TestState: SetState makes exactly the state another one.
+func TestState(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		c := New(10)
+		f, g := randFlow(r, randTuple(r, 3)), randFlow(r, randTuple(r, 3))
+		h, err := c.Insert(&f, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got, want flow.Flow
+		c.Load(h, &want)
+		s := g.State().Of(f.Orig.Proto)
+		if c.SetState(h, s, Time(time.Hour)); !near(c.Updated(h), Time(time.Hour)) {
+			t.Fatalf("updated at %d", c.Updated(h))
+		}
+		want.SetState(s)
+		if c.Load(h, &got); got != want || c.State(h) != s {
+			t.Fatalf("(-want +got):\n%s", cmp.Diff(want, got))
+		}
+	}
+}
+
 func TestNoAllocations(t *testing.T) {
 	const n = 20_000
 	c := fill(t, n)

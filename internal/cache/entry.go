@@ -59,11 +59,43 @@ func (c *Cache) LoadFlow(h Handle, f *flow.Flow) bool {
 	return true
 }
 
+// State returns the state of a flow.
+func (c *Cache) State(h Handle) flow.State {
+	r := c.flowAt(h)
+	return flow.MakeState(keyProto(r.word), r.has, r.status, r.timeout, r.tcpState, r.tcpFlags, r.tcpWScale, r.sctpState)
+}
+
+// SetState gives a flow the state s, which is one of its protocol. All else stays as it is;
+// Updated becomes now.
+func (c *Cache) SetState(h Handle, s flow.State, now Time) {
+	r := c.flowAt(h)
+	c.touch(r, now)
+	r.has = r.has&^flow.StateAttrs | s.Has()
+	r.status, r.timeout = s.Status, s.Timeout
+	r.tcpState, r.sctpState = 0, 0
+	if s.Word&flow.KnowsSCTP != 0 {
+		r.sctpState = s.ProtoState()
+	} else {
+		r.tcpState = s.ProtoState()
+	}
+	r.tcpFlags, r.tcpWScale = s.TCPFlags(), s.TCPWScale()
+}
+
+// Altered reports whether something has changed since Settle that a message with the state
+// of the flow alone does not tell. A new flow is altered.
+func (c *Cache) Altered(h Handle) bool { return c.at(h).state&stateAltered != 0 }
+
+// Settle says that all of the flow is told.
+func (c *Cache) Settle(h Handle) { c.at(h).state &^= stateAltered }
+
 // Key returns the original tuple of a flow, or the key of an expectation.
 func (c *Cache) Key(h Handle) (t flow.Tuple) {
 	c.at(h).orig(&t)
 	return t
 }
+
+// Proto is the protocol of an entry.
+func (c *Cache) Proto(h Handle) uint8 { return keyProto(c.at(h).word) }
 
 // Created is when the entry was inserted or replaced, see Resolution.
 func (c *Cache) Created(h Handle) Time { return c.fine(c.at(h).created) }

@@ -32,6 +32,8 @@ func setKeyWord(t *flow.Tuple, w uint64) {
 	t.Family, t.Proto = uint8(w>>familyProtoShift), uint8(w>>56)
 }
 
+func keyProto(word uint64) uint8 { return uint8(word >> 56) }
+
 func isIPv4(word uint64) bool { return uint8(word>>familyProtoShift) == flow.IPv4 }
 
 // addrsIPv4 packs both addresses of an IPv4 tuple.

@@ -32,6 +32,9 @@ func (c *Cache) MergeFull(h Handle, f *flow.Flow, now Time) (changed bool) {
 		r.mark = 0
 		changed = true
 	}
+	if changed {
+		r.state |= stateAltered
+	}
 	return c.take(r, f) || changed
 }
 
@@ -44,19 +47,32 @@ func (c *Cache) touch(r *record, now Time) {
 // replicated attribute.
 func (c *Cache) take(r *record, f *flow.Flow) (changed bool) {
 	has := f.Has & storedAttrs
-	changed = has&^r.has&replicatedAttrs != 0
+	fresh := has &^ r.has
 	r.has |= has
+	altered := fresh&^stateMatters&(replicatedAttrs|flow.HasReply) != 0
+	changed = fresh&replicatedAttrs&^stateMatters != 0
 	if has&flow.HasReply != 0 && c.setReply(r, &f.Reply) {
+		changed, altered = true, true
+	}
+	if has&flow.HasMark != 0 && set(&r.mark, f.Mark) {
+		changed, altered = true, true
+	}
+	if has&flow.HasSCTPVtags != 0 && set(&r.sctpVtag, f.SCTPVtag) {
+		changed, altered = true, true
+	}
+	if has&rareAttrs != 0 && c.takeRare(r, f) {
+		changed, altered = true, true
+	}
+	// What packets change comes last: it alone does not alter the flow.
+	if fresh&replicatedAttrs&stateMatters != 0 {
 		changed = true
 	}
-	if has&flow.HasStatus != 0 && set(&r.status, f.Status) {
-		changed = true
+	if has&flow.HasStatus != 0 && r.status != f.Status {
+		altered = altered || (r.status^f.Status)&natDone != 0
+		r.status, changed = f.Status, true
 	}
 	if has&flow.HasTimeout != 0 {
 		r.timeout = f.Timeout
-	}
-	if has&flow.HasMark != 0 && set(&r.mark, f.Mark) {
-		changed = true
 	}
 	if has&flow.HasID != 0 {
 		r.id = f.ID
@@ -64,8 +80,8 @@ func (c *Cache) take(r *record, f *flow.Flow) (changed bool) {
 	if has&protocolAttrs != 0 && r.takeProtocol(f) {
 		changed = true
 	}
-	if has&rareAttrs != 0 && c.takeRare(r, f) {
-		changed = true
+	if altered {
+		r.state |= stateAltered
 	}
 	return changed
 }
@@ -81,9 +97,6 @@ func (r *record) takeProtocol(f *flow.Flow) (changed bool) {
 		changed = true
 	}
 	if f.Has&flow.HasSCTP != 0 && set(&r.sctpState, f.SCTPState) {
-		changed = true
-	}
-	if f.Has&flow.HasSCTPVtags != 0 && set(&r.sctpVtag, f.SCTPVtag) {
 		changed = true
 	}
 	return changed

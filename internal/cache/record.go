@@ -44,6 +44,7 @@ const (
 	stateDead            // found by Lookup, counted apart
 	stateWideReply       // Reply is in the side table; what the record has of it is stale
 	stateExpect          // an expectation; extra is its row in the table of expectations
+	stateAltered         // something else than its flow.State has changed since Settle
 )
 
 // extra is a row of the side table. A value that is zero needs no row, even when
@@ -71,6 +72,12 @@ const (
 	// replicatedAttrs are those of which it matters that they are known.
 	// Reply is always known; HasReply only says how.
 	replicatedAttrs = storedAttrs &^ (flow.HasReply | flow.HasTimeout | flow.HasID | flow.HasSecctx)
+
+	// stateMatters are those of flow.State of which the rest of what is told of a flow does
+	// not depend: it is the status that says whether the reply tuple is final.
+	stateMatters = flow.HasTimeout | flow.HasTCP | flow.HasTCPFlags | flow.HasTCPWScale | flow.HasSCTP
+
+	natDone = flow.StatusSrcNATDone | flow.StatusDstNATDone
 )
 
 // is reports whether r has this key.

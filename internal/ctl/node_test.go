@@ -202,7 +202,7 @@ func sampleStats() *Stats {
 		Sync: SyncStats{
 			MessagesSent:     map[string]uint64{"CT_NEW": 100, "CT_UPD": 250},
 			MessagesReceived: map[string]uint64{"CT_NEW": 50, "CT_DEL": 10},
-			AcksSent:         1, AcksReceived: 2, NacksSent: 3, NacksReceived: 4, Lost: 5, Before: 6, Resent: 7,
+			AcksSent:         1, AcksReceived: 2, NacksSent: 3, NacksReceived: 4, Lost: 5, Before: 6, Resent: 7, Unfollowed: 78,
 			ResyncsAsked: 8, ResyncsServed: 9, BulksSent: 10, BulksReceived: 11, DigestsAgreed: 12, DigestsDiffered: 13,
 			Repaired: 14, Malformed: map[string]uint64{"truncated": 15, "bad type": 0}, Refused: map[string]uint64{"replayed": 16, "unknown key": 17},
 		},

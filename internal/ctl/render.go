@@ -253,6 +253,7 @@ func RenderStats(w io.Writer, s *Stats) error {
 	p.row("  lost", y.Lost)
 	p.row("  before", y.Before)
 	p.row("  resent", y.Resent)
+	p.row("  unfollowed", y.Unfollowed)
 	p.row("  digests agreed", y.DigestsAgreed)
 	p.row("  digests differed", y.DigestsDiffered)
 	p.row("  repaired", y.Repaired)

@@ -73,6 +73,8 @@ type SyncStats struct {
 	Before uint64 `json:"before"` // numbers that came again or too late
 	Resent uint64 `json:"resent"`
 
+	Unfollowed uint64 `json:"unfollowed"` // compact messages that referred to one that had not come: taken for lost
+
 	ResyncsAsked  uint64 `json:"resyncs_asked"`  // by this node
 	ResyncsServed uint64 `json:"resyncs_served"` // asked by peers
 	BulksSent     uint64 `json:"bulks_sent"`

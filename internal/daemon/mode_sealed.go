@@ -102,14 +102,14 @@ func (o *streamMode) look(s *view) {
 	es := &s.engine
 	s.sync = ctl.SyncStats{
 		MessagesSent: map[string]uint64{
-			"data": m.DataSent, "hello": m.HelloSent, "status": m.StatusSent, "void": m.VoidSent, "bulk": m.BulkSent, "digest": m.DigestSent,
+			"data": m.DataSent - m.CompactSent, "compact": m.CompactSent, "hello": m.HelloSent, "status": m.StatusSent, "void": m.VoidSent, "bulk": m.BulkSent, "digest": m.DigestSent,
 		},
 		MessagesReceived: map[string]uint64{
-			"data": m.DataReceived, "hello": m.HelloReceived, "status": m.StatusReceived, "void": m.VoidReceived,
+			"data": m.DataReceived - m.CompactReceived, "compact": m.CompactReceived, "hello": m.HelloReceived, "status": m.StatusReceived, "void": m.VoidReceived,
 			"bulk": m.BulkReceived, "digest": m.DigestReceived,
 		},
 		AcksSent: m.StatusSent, AcksReceived: m.StatusReceived,
-		Lost: m.Missing, Before: m.Before, Resent: m.Resent, BulksSent: m.BulksSent,
+		Lost: m.Missing, Before: m.Before, Resent: m.Resent, Unfollowed: m.Unfollowed, BulksSent: m.BulksSent,
 		DigestsAgreed: m.Agreed, DigestsDiffered: m.Differed, Repaired: m.BadBuckets,
 		Malformed: malformed(es, m.Bad), Refused: d.box.stats(),
 	}

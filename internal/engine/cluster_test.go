@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,6 +69,9 @@ func TestCluster(t *testing.T) {
 			t.Fatalf("replay with: go test ./internal/engine -run 'TestCluster$' -seed %d", s)
 		}
 	}
+	if t.Logf("%d compact messages", compacts.Load()); n > 1 && compacts.Load() < 1000 {
+		t.Error("too few to prove anything")
+	}
 }
 
 // TestClusterCanFail shows that the simulation sees what is wrong: with a flaw in the
@@ -83,6 +87,7 @@ func TestClusterCanFail(t *testing.T) {
 		{"what was not confirmed is kept", flawSweep, "stale"},
 		{"what is late is applied as if it were not", flawLate, "went back"},
 		{"a deletion counts for all owners", flawOwner, "other owners"},
+		{"a compact message is applied to whatever its handle leads to", flawBase, "as it was sent"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for s := uint64(1); s <= 60; s++ {
@@ -108,7 +113,11 @@ const (
 	flawSweep         // what was not confirmed is kept
 	flawLate          // what is late is applied as if it were not
 	flawOwner         // a deletion removes the flow of every owner
+	flawBase          // a compact message is applied to whatever its handle leads to
 )
+
+// compacts counts the compact messages that left in all clusters.
+var compacts atomic.Uint64
 
 // cluster is some nodes and what happens to them.
 type cluster struct {
@@ -442,7 +451,14 @@ func (c *cluster) change(m *member) {
 			return
 		}
 		k.Update(f.Orig, 0, func(f *flow.Flow) {
-			f.Mark = m.version
+			switch {
+			case m.version%3 == 0:
+				f.Mark = m.version
+			case !c.parks: // nothing but its state changes
+				f.Status = f.Status&0xffff | m.version<<16
+			case f.TCPState >= flow.TCPEstablished: // as of a connection that closes
+				f.TCPState = flow.TCPEstablished + uint8(m.version%4)
+			}
 			f.Timeout = 300
 			if r.IntN(3) == 0 {
 				establish(f)

@@ -46,9 +46,10 @@
 //
 // The external caches (Replica) hold the flows of peers, one cache for each owner. A
 // message creates, changes or removes, and tells all that the peer knows of the flow:
-// what it leaves out is gone. While a bulk update of the peer runs, entries are in
-// doubt until a message confirms them, and what is still in doubt at its end is
-// removed. In conntrackd's dialect, which has one peer and no end of a bulk update,
+// what it leaves out is gone. A compact message tells the state alone, or the end, of an
+// entry that a certain message has made (compact.go). While a bulk update of the peer
+// runs, entries are in doubt until a message confirms them, and what is still in doubt at
+// its end is removed. In conntrackd's dialect, which has one peer and no end of a bulk update,
 // OnePeer decides when it is over.
 //
 // # Parked flows

@@ -603,6 +603,7 @@ func (e *Engine) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq,
 	if fl.Has&flow.HasTimeout != 0 {
 		fl.Timeout = fl.Remaining(now.Sub(e.internal.Updated(h)))
 	}
+	e.internal.Settle(h)
 	return wire.AppendFlow(b, e.dialect(), t, f, seq, fl)
 }
 

@@ -523,7 +523,13 @@ func versionOf(m *wire.Message) uint32 {
 	if m.IsExpect() {
 		return m.Expect.Class
 	}
-	return m.Flow.Mark
+	return versionIn(&m.Flow)
 }
 
-func isDeletion(m *wire.Message) bool { return m.Type == wire.CTDel || m.Type == wire.ExpDel }
+// versionIn tells the states of a flow apart that cluster.change has made: it stands in the
+// mark, or in the high half of the status.
+func versionIn(f *flow.Flow) uint32 { return f.Mark ^ f.Status>>16*0x9e3779b1 }
+
+func isDeletion(m *wire.Message) bool {
+	return m.Type == wire.CTDel || m.Type == wire.CTEnd || m.Type == wire.ExpDel
+}

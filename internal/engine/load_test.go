@@ -64,6 +64,19 @@ func BenchmarkBackupOfLives(b *testing.B) {
 		}
 	}
 	turn := 0
+	bases := make([]wire.Seq, livesStanding+livesAtOnce+1) // by handle
+	// number makes a message the next one of the stream.
+	number := func(msg []byte) {
+		be := binary.BigEndian
+		be.PutUint32(msg[4:], uint32(d.seq))
+		switch n := int(be.Uint16(msg[2:])); wire.Type(msg[0] & 0xf) {
+		case wire.CTState, wire.CTEnd:
+			be.PutUint32(msg[12:], uint32(bases[be.Uint32(msg[8:])]))
+		default:
+			bases[be.Uint32(msg[n-16:])] = d.seq
+		}
+		d.seq++
+	}
 	// take reads some datagrams, and lets the loop take them.
 	take := func(datagrams ...[]byte) {
 		in := ins[turn%inboxes]
@@ -77,8 +90,7 @@ func BenchmarkBackupOfLives(b *testing.B) {
 		for _, plain := range datagrams {
 			d.opened = append(d.opened[:0], plain...)
 			for at := 0; at < len(d.opened); at += int(binary.BigEndian.Uint16(d.opened[at+2:])) {
-				binary.BigEndian.PutUint32(d.opened[at+4:], uint32(d.seq))
-				d.seq++
+				number(d.opened[at:])
 			}
 			for d.rd.Reset(d.opened); d.rd.Next(&in.msgs[in.n]); {
 				if in.n++; in.n == len(in.msgs) {
@@ -90,8 +102,17 @@ func BenchmarkBackupOfLives(b *testing.B) {
 	}
 	var datagrams [][]byte
 	var datagram []byte
-	add := func(t wire.Type, f *flow.Flow) {
-		msg := wire.AppendFlow(nil, wire.Syncd, t, 0, 0, f)
+	add := func(t wire.Type, handle int, f *flow.Flow) {
+		var msg []byte
+		switch t {
+		case wire.CTState:
+			msg = wire.AppendCTState(nil, 0, uint32(handle), 0, f.State())
+		case wire.CTEnd:
+			msg = wire.AppendCTEnd(nil, 0, uint32(handle), 0)
+		default:
+			msg = wire.AppendFlow(nil, wire.Syncd, t, 0, 0, f)
+			wire.SetHandle(msg, uint32(handle))
+		}
 		if len(datagram)+len(msg) > 1400 {
 			datagrams = append(datagrams, datagram)
 			datagram = nil
@@ -100,23 +121,26 @@ func BenchmarkBackupOfLives(b *testing.B) {
 	}
 	for n := range livesStanding {
 		f := liveFlow(n, -1)
-		add(wire.CTNew, &f)
+		add(wire.CTNew, n+1, &f)
 	}
 	for _, g := range datagrams {
 		take(g)
 	}
 	datagrams, datagram = nil, nil
 	messages := 0
+	var told [livesAtOnce]bool
 	eachStage(func(life, stage int) {
 		f := liveFlow(life, stage)
-		t := wire.CTUpd
-		if stage == 0 {
+		t := wire.CTState
+		switch {
+		case stage == 0 || !told[life]:
 			t = wire.CTNew
-		} else if stage == stagesOfLife-1 {
-			t = wire.CTDel
+		case stage == stagesOfLife-1:
+			t = wire.CTEnd
 		}
+		told[life] = true
 		messages++
-		add(t, &f)
+		add(t, livesStanding+life+1, &f)
 	})
 	perDatagram := float64(messages) / float64(len(datagrams))
 	const wake = 6 // datagrams that a wake-up finds
@@ -130,7 +154,7 @@ func BenchmarkBackupOfLives(b *testing.B) {
 		d.mode.Advance(d.now)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/(float64(b.N*wake)*perDatagram), "ns/message")
-	if s := &d.Stats; s.ExternalDel < uint64(min(b.N, 100)) || s.ExternalRefused > 0 {
+	if s := &d.Stats; s.ExternalDel < uint64(min(b.N, 100)) || s.ExternalRefused > 0 || d.stream.Stats.Unfollowed > 0 {
 		b.Fatalf("%+v", *s)
 	}
 }

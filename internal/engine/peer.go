@@ -100,8 +100,14 @@ func (e *Engine) deliver(d wire.Delivery, m *wire.Message, near flow.Handle) {
 	e.peer.owner = d.Owner
 	o := e.replica.owners[d.Owner]
 	full := o != nil && o.full
+	if m.Type == wire.CTEnd && (e.remnants || e.behind.some) {
+		if h := o.named(m); h != 0 {
+			m.Flow.Orig = o.cache.Key(h) // the entry will be gone
+		}
+	}
 	out := e.replica.apply(d, m, near, e.now)
-	if m.Type == wire.CTDel && (e.remnants || e.behind.some) && out != ignored {
+	ended := m.Type == wire.CTDel && out != ignored || m.Type == wire.CTEnd && out == applied
+	if ended && (e.remnants || e.behind.some) {
 		e.endedElsewhere(&m.Flow.Orig, d.Owner)
 	}
 	switch out {
@@ -123,9 +129,9 @@ func (e *Engine) deliver(d wire.Delivery, m *wire.Message, near flow.Handle) {
 	switch m.Type {
 	case wire.CTNew:
 		e.Stats.ExternalNew++
-	case wire.CTUpd:
+	case wire.CTUpd, wire.CTState:
 		e.Stats.ExternalUpd++
-	case wire.CTDel:
+	case wire.CTDel, wire.CTEnd:
 		e.Stats.ExternalDel++
 	case wire.ExpNew:
 		e.Stats.ExternalNew++

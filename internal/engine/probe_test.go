@@ -41,6 +41,18 @@ func (l *sendLog) add(f sentFlow) {
 	l.entries = append(l.entries, f)
 }
 
+// at returns what was sent with number n, nil if that was no state of a flow.
+func (l *sendLog) at(n wire.Seq) *sentFlow {
+	l.c.mu.Lock()
+	defer l.c.mu.Unlock()
+	for i := len(l.entries) - 1; i >= 0 && !l.entries[i].number.Before(n); i-- {
+		if e := &l.entries[i]; e.number == n && e.what == sentState {
+			return e
+		}
+	}
+	return nil
+}
+
 // follower follows a log: table is what the session's flows were at some number.
 type follower struct {
 	log   *sendLog
@@ -261,10 +273,28 @@ func (p *probe) Receive(now monotime.Time, session uint64, m *wire.Message) (wir
 		if name := p.OwnerName(d.Owner); name != p.c.log(session).owner {
 			p.c.failf("%s applies a flow of %s to %q", p.self, p.c.log(session).owner, name)
 		}
+		if m.IsCompact() {
+			p.spell(d.Owner, m)
+		}
 		p.pending = delivery{true, d, word{session, m.Seq, isDeletion(m), versionOf(m)}, keyOf(m), p.others(d.Owner)}
 		p.sabotage(&d, m)
 	}
 	return v, d
+}
+
+// spell makes a compact message say what the one with all of the flow would have said, for
+// whoever does not look at its type.
+func (p *probe) spell(owner uint8, m *wire.Message) {
+	o := p.e.replica.of(owner)
+	h := o.named(m)
+	if h == 0 {
+		p.c.failf("%s: a message of %s refers to nothing", p.self, p.OwnerName(owner))
+		return
+	}
+	o.cache.Load(h, &m.Flow)
+	if m.Type == wire.CTState {
+		m.Flow.SetState(m.State.Of(m.Flow.Orig.Proto))
+	}
 }
 
 // sabotage makes the flaws that are in applying a message.
@@ -272,7 +302,7 @@ func (p *probe) sabotage(d *wire.Delivery, m *wire.Message) {
 	switch {
 	case p.c.flaw == flawLate:
 		d.Late = false
-	case p.c.flaw == flawOwner && m.Type == wire.CTDel:
+	case p.c.flaw == flawOwner && isDeletion(m):
 		for _, o := range p.e.replica.Owners() {
 			x := p.e.replica.owners[o]
 			if h := x.cache.Lookup(&m.Flow.Orig); o != d.Owner && h != 0 {
@@ -327,7 +357,7 @@ func (p *probe) settle() {
 	switch {
 	case ok && was.session == d.session && d.number.Before(was.number):
 		// An entry that was swept meanwhile stays away.
-		if h != 0 && (was.dead || seq != was.number || now.Mark != was.mark) {
+		if h != 0 && (was.dead || seq != was.number || versionIn(&now) != was.mark) {
 			p.c.failf("%s: flow %d of %s went back from %+v to %+v", p.self, d.key.SrcPort, p.OwnerName(d.Owner), was, d.word)
 		}
 		return
@@ -338,10 +368,16 @@ func (p *probe) settle() {
 		if (h == 0) != d.dead || h != 0 && seq != d.number {
 			return
 		}
-	case d.dead && h != 0, !d.dead && (h == 0 || seq != d.number || now.Mark != d.mark):
-		p.c.failf("%s: %+v about flow %d of %s was not applied: have %d with number %d, mark %d", p.self, d.word, d.key.SrcPort, p.OwnerName(d.Owner), h, seq, now.Mark)
+	case d.dead && h != 0, !d.dead && (h == 0 || seq != d.number || versionIn(&now) != d.mark):
+		p.c.failf("%s: %+v about flow %d of %s was not applied: have %d with number %d, mark %d", p.self, d.word, d.key.SrcPort, p.OwnerName(d.Owner), h, seq, versionIn(&now))
 	}
 	words[d.key] = d.word
+	if h == 0 || d.dead {
+		return
+	}
+	if said := p.c.log(d.session).at(d.number); said != nil && canonical(now) != said.flow {
+		p.c.failf("%s: number %d about flow %d of %s was not applied as it was sent: %s, want %s", p.self, d.number, d.key.SrcPort, p.OwnerName(d.Owner), text(now), text(said.flow))
+	}
 }
 
 // forgotten says that something else than messages is about to change what is held.
@@ -371,6 +407,21 @@ type watchedStore struct {
 }
 
 func (s watchedStore) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, replace bool, now monotime.Time) []byte {
+	s.writes(h, seq)
+	return s.Engine.AppendFlow(b, h, f, seq, replace, now)
+}
+
+func (s watchedStore) AppendCompact(b []byte, h flow.Handle, seq, base wire.Seq, now monotime.Time) ([]byte, bool) {
+	b, ok := s.Engine.AppendCompact(b, h, seq, base, now)
+	if ok {
+		s.writes(h, seq)
+		compacts.Add(1)
+	}
+	return b, ok
+}
+
+// writes notes that h is told with number seq.
+func (s watchedStore) writes(h flow.Handle, seq wire.Seq) {
 	p := s.p
 	p.write()
 	if seq != p.next() {
@@ -382,7 +433,6 @@ func (s watchedStore) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire
 		e.what = sentEnd
 	}
 	p.written, p.before = e, p.Machine.Stats.DataSent
-	return s.Engine.AppendFlow(b, h, f, seq, replace, now)
 }
 
 func (s watchedStore) Release(h flow.Handle) {
@@ -394,6 +444,15 @@ func (s watchedStore) Release(h flow.Handle) {
 type watchedReplica struct {
 	*Replica
 	p *probe
+}
+
+// Follows may be flawed: it takes whatever the handle leads to for what is meant.
+func (r watchedReplica) Follows(owner uint8, msg *wire.Message) bool {
+	o := r.of(owner)
+	if h := flow.Handle(o.names.get(msg.Handle)); r.p.c.flaw == flawBase && h&noRoom == 0 && o.cache.Holds(h) && o.at(h).base != 0 {
+		msg.Base = o.at(h).base
+	}
+	return r.Replica.Follows(owner, msg)
 }
 
 func (r watchedReplica) Doubt(owner uint8, m wire.Mask) {

@@ -32,6 +32,7 @@ type owned struct {
 	doubt wire.Mask
 	sums  [wire.Buckets]uint64
 	meta  []*[metaLen]meta // by handle
+	names names            // of its flows
 
 	// graves holds the numbers of deletions while something older may still come, limit
 	// of them at most.
@@ -108,6 +109,7 @@ func (r *Replica) Audit(owner uint8, seed uint64, from flow.Handle) flow.Handle 
 		if hash := wire.FlowHash(seed, msg); hash != m.hash {
 			o.account(m, hash)
 			key := o.cache.Key(h)
+			m.base = 0 // nothing is built on it
 			o.found.note(&o.found.Corrupted, "corrupted", &key)
 		}
 		return true
@@ -147,11 +149,13 @@ func (o *owned) restored(h flow.Handle, t *flow.Tuple, err error) error {
 }
 
 // meta is what is kept beside an entry: the number and the hash of the message that
-// made it what it is.
+// made it what it is, or would have, if that had told all.
 type meta struct {
 	hash   uint64
 	seq    wire.Seq
-	bucket uint8 // wire.Bucket of its key
+	base   wire.Seq // number of the last one that told all, if others may refer to it, else 0
+	fixed  uint32   // of message base: the low half of wire.Message.Fixed
+	bucket uint8    // wire.Bucket of its key
 }
 
 const metaLen = 4096
@@ -172,7 +176,7 @@ func newReplica(limit int) *Replica { return &Replica{limit: limit} }
 func (r *Replica) of(owner uint8) *owned {
 	o := r.owners[owner]
 	if o == nil {
-		o = &owned{id: owner, cache: cache.New(r.limit), epoch: 1, graves: map[flow.Tuple]wire.Seq{}, due: newDue()}
+		o = &owned{id: owner, cache: cache.New(r.limit), epoch: 1, graves: map[flow.Tuple]wire.Seq{}, due: newDue(), names: newNames(r.limit)}
 		r.owners[owner] = o
 		r.list = append(r.list, o)
 	}
@@ -276,6 +280,7 @@ func (r *Replica) flush(o *owned, keepParked bool) {
 		r.park.flushed(o, keepParked)
 	}
 	o.cache.Clear()
+	o.names.forget()
 	o.sums = [wire.Buckets]uint64{}
 	o.doubt, o.sweeping, o.expiring, o.full = wire.Mask{}, false, false, false
 	clear(o.graves)
@@ -299,10 +304,17 @@ func (r *Replica) warm(owner uint8, in *inbox) {
 	var announced [len(in.msgs)]uint8
 	for i := range in.n {
 		in.near[i] = 0
-		if m := &in.msgs[i]; o != nil && m.Fault == wire.FaultNone && m.Type <= wire.CTDel {
+		m := &in.msgs[i]
+		switch {
+		case o == nil || m.Fault != wire.FaultNone:
+		case m.Type <= wire.CTDel:
 			o.cache.Announce(&m.Flow.Orig)
 			announced[n] = uint8(i)
 			n++
+		case m.IsCompact():
+			if h := flow.Handle(o.names.get(m.Handle)); h != 0 && h&noRoom == 0 {
+				r.warmed += o.cache.Touch(h) + o.at(h).hash
+			}
 		}
 	}
 	if n == 0 {
@@ -359,6 +371,9 @@ func (o *owned) account(m *meta, hash uint64) {
 // apply applies a data message, which is about the entry near if that has its key.
 func (r *Replica) apply(d wire.Delivery, msg *wire.Message, near flow.Handle, now monotime.Time) outcome {
 	o := r.of(d.Owner)
+	if msg.IsCompact() {
+		return r.applyCompact(o, d, msg, now)
+	}
 	key, typ, expect := &msg.Flow.Orig, msg.Type, msg.Type > wire.CTDel
 	if expect {
 		k := msg.Expect.Key()
@@ -376,10 +391,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, near flow.Handle, no
 	}
 	if typ == wire.CTDel {
 		if d.Remember {
-			// Beyond the limit a digest finds what comes back.
-			if _, died := o.graves[*key]; died || len(o.graves) < r.limit {
-				o.graves[*key] = msg.Seq
-			}
+			o.bury(r.limit, key, msg.Seq)
 		}
 		if h == 0 {
 			return unknown
@@ -405,6 +417,7 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, near flow.Handle, no
 		}
 		if err != nil {
 			o.full = true
+			o.name(0, msg)
 			return refused
 		}
 		*o.at(h) = meta{bucket: wire.Bucket(key)}
@@ -428,7 +441,8 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, near flow.Handle, no
 		r.park.said(o, h, flags, fresh)
 	}
 	m := o.at(h)
-	m.seq = msg.Seq
+	m.seq, m.base = msg.Seq, 0
+	o.name(h, msg)
 	if msg.Flags&wire.FlagRepeat != 0 {
 		switch {
 		case fresh:
@@ -438,6 +452,19 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, near flow.Handle, no
 		}
 	}
 	o.account(m, msg.Hash)
+	return o.confirm(h, d)
+}
+
+// bury remembers the number of a deletion.
+func (o *owned) bury(limit int, key *flow.Tuple, n wire.Seq) {
+	// Beyond the limit a digest finds what comes back.
+	if _, died := o.graves[*key]; died || len(o.graves) < limit {
+		o.graves[*key] = n
+	}
+}
+
+// confirm takes entry h, which a message was about, out of doubt if that confirms it.
+func (o *owned) confirm(h flow.Handle, d wire.Delivery) outcome {
 	if d.Confirms {
 		was := o.cache.Mark(h) != o.epoch
 		o.cache.SetMark(h, o.epoch)
@@ -450,7 +477,9 @@ func (r *Replica) apply(d wire.Delivery, msg *wire.Message, near flow.Handle, no
 
 // remove removes entry h with key t.
 func (r *Replica) remove(o *owned, h flow.Handle, t *flow.Tuple) {
-	o.account(o.at(h), 0)
+	m := o.at(h)
+	o.account(m, 0)
+	m.base = 0
 	if r.park != nil {
 		r.park.removed(o, h, t)
 	}

@@ -19,15 +19,25 @@ const (
 type modelOwner struct {
 	session uint64
 	entries map[int]modelEntry
+	names   map[uint32]modelName // by the place that a handle has
+	told    wire.Seq             // number of the last message with a handle
 	graves  map[int]wire.Seq
 	doubt   wire.Mask
 	sweep   wire.Mask // to be done; empty if none is
 	full    bool
 }
 
+// modelName is what a handle means.
+type modelName struct {
+	flow    int
+	refused bool
+	base    wire.Seq // of the message that made it so
+}
+
 type modelEntry struct {
-	seq       wire.Seq
+	seq, base wire.Seq // base 0: nothing can refer to it
 	mark      uint32
+	status    uint32
 	hash      uint64 // 0: from a snapshot
 	confirmed bool   // since the last Doubt
 }
@@ -37,6 +47,13 @@ func modelFlow(i int, mark uint32) flow.Flow {
 	establish(&f)
 	f.Mark = mark
 	f.Has |= flow.HasReply | flow.HasStatus | flow.HasTimeout | flow.HasMark
+	return f
+}
+
+// flow returns what flow i is if e is held of it.
+func (e *modelEntry) flow(i int) flow.Flow {
+	f := modelFlow(i, e.mark)
+	f.Status = e.status
 	return f
 }
 
@@ -79,15 +96,66 @@ func (o *modelOwner) apply(d wire.Delivery, m *wire.Message, i int) outcome {
 		return applied
 	}
 	delete(o.graves, i)
+	place := m.Handle % namesLen
 	if !have && len(o.entries) == modelLimit {
 		o.full = true
+		if m.Handle != 0 {
+			o.names[place] = modelName{refused: true, base: m.Seq}
+		}
 		return refused
 	}
-	o.entries[i] = modelEntry{m.Seq, m.Flow.Mark, m.Hash, e.confirmed || d.Confirms}
-	if d.Confirms && !e.confirmed && !o.doubt.Empty() {
+	n := modelEntry{seq: m.Seq, mark: m.Flow.Mark, status: m.Flow.Status, hash: m.Hash}
+	if m.Handle != 0 {
+		n.base, o.names[place] = m.Seq, modelName{flow: i, base: m.Seq}
+	}
+	return o.put(d, i, n)
+}
+
+// put holds n of flow i.
+func (o *modelOwner) put(d wire.Delivery, i int, n modelEntry) outcome {
+	was := o.entries[i].confirmed
+	n.confirmed = was || d.Confirms
+	o.entries[i] = n
+	if d.Confirms && !was && !o.doubt.Empty() {
 		return appliedDoubtful
 	}
 	return applied
+}
+
+// follows is what section 11 says of a compact message.
+func (o *modelOwner) follows(m *wire.Message) (i int, follows bool) {
+	n, ok := o.names[m.Handle%namesLen]
+	switch {
+	case !ok:
+		return 0, false
+	case n.refused:
+		return 0, n.base == m.Base && m.Type == wire.CTState
+	}
+	e, have := o.entries[n.flow]
+	return n.flow, have && e.base != 0 && e.base == m.Base
+}
+
+// applyCompact says what a compact message does that follows.
+func (o *modelOwner) applyCompact(t rapid.TB, d wire.Delivery, m *wire.Message) outcome {
+	if o.names[m.Handle%namesLen].refused {
+		return refused
+	}
+	i, _ := o.follows(m)
+	e := o.entries[i]
+	if d.Late && m.Seq.Before(e.seq) {
+		return ignored
+	}
+	if m.Type == wire.CTEnd {
+		if _, died := o.graves[i]; d.Remember && (died || len(o.graves) < modelLimit) {
+			o.graves[i] = m.Seq
+		}
+		delete(o.entries, i)
+		return applied
+	}
+	e.seq, e.status = m.Seq, m.State.Status
+	f := e.flow(i)
+	e.hash = message(t, wire.CTNew, 0, m.Seq, o.session, &f).Hash
+	return o.put(d, i, e)
 }
 
 func (o *modelOwner) sweepNow() {
@@ -100,7 +168,7 @@ func (o *modelOwner) sweepNow() {
 }
 
 func (o *modelOwner) flush() {
-	*o = modelOwner{session: o.session, entries: map[int]modelEntry{}, graves: map[int]wire.Seq{}}
+	*o = modelOwner{session: o.session, entries: map[int]modelEntry{}, names: map[uint32]modelName{}, told: o.told, graves: map[int]wire.Seq{}}
 }
 
 // TestReplicaModel holds a Replica of two owners against the naive model, whatever is
@@ -128,6 +196,10 @@ func TestReplicaModel(t *testing.T) {
 			return m
 		})
 		near := rapid.Uint32Range(0, modelFlows+1)
+		for _, o := range model {
+			o.told = wire.Seq(rapid.IntRange(-20, 0).Draw(t, "first number"))
+		}
+		handle := rapid.SampledFrom([]uint32{1, 2, 3, 4, 5, namesLen - 1, namesLen, namesLen + 1, 9*namesLen + 2})
 		flowNumber, mark := rapid.IntRange(0, modelFlows-1), rapid.Uint32Range(0, 5)
 		t.Repeat(map[string]func(*rapid.T){
 			"apply": func(t *rapid.T) {
@@ -146,6 +218,54 @@ func TestReplicaModel(t *testing.T) {
 				if got := r.apply(d, m, flow.Handle(near.Draw(t, "near")), 1); got != want {
 					t.Fatalf("outcome %d, want %d", got, want)
 				}
+			},
+			// A message with a handle, of a number that no other has, as of all that are sent.
+			"tell": func(t *rapid.T) {
+				n, o := owner(t)
+				i := flowNumber.Draw(t, "flow")
+				f := modelFlow(i, mark.Draw(t, "mark"))
+				o.told++
+				m := message(t, wire.CTNew, 0, o.told, o.session, &f)
+				m.Handle = handle.Draw(t, "handle")
+				d := wire.Delivery{Owner: n, Late: rapid.Bool().Draw(t, "late"), Confirms: rapid.Bool().Draw(t, "confirms")}
+				want := o.apply(d, m, i)
+				if got := r.apply(d, m, 0, 1); got != want {
+					t.Fatalf("outcome %d, want %d", got, want)
+				}
+			},
+			"compact": func(t *rapid.T) {
+				n, o := owner(t)
+				m := &wire.Message{Type: wire.CTState, Seq: wire.Seq(rapid.IntRange(-30, 30).Draw(t, "number")), Handle: handle.Draw(t, "handle")}
+				if rapid.IntRange(0, 3).Draw(t, "type") == 0 {
+					m.Type = wire.CTEnd
+				}
+				m.Base = o.told - wire.Seq(rapid.IntRange(0, 8).Draw(t, "base"))
+				if rapid.Bool().Draw(t, "known") {
+					m.Base = o.names[m.Handle%namesLen].base
+				}
+				i, want := o.follows(m)
+				if got := r.Follows(n, m); got != want {
+					t.Fatalf("handle %d, base %d follows: %v, want %v", m.Handle, m.Base, got, want)
+				}
+				if !want {
+					return
+				}
+				f := modelFlow(i, 0)
+				m.State = f.State()
+				m.State.Status |= rapid.Uint32Range(0, 3).Draw(t, "status") << 16
+				d := wire.Delivery{
+					Owner: n, Late: rapid.Bool().Draw(t, "late"), Confirms: rapid.Bool().Draw(t, "confirms"),
+					Remember: rapid.Bool().Draw(t, "remember"),
+				}
+				out := o.applyCompact(t, d, m)
+				if got := r.apply(d, m, 0, 1); got != out {
+					t.Fatalf("outcome %d, want %d", got, out)
+				}
+			},
+			"begin": func(t *rapid.T) {
+				n, o := owner(t)
+				r.Begin(n)
+				clear(o.names)
 			},
 			"doubt": func(t *rapid.T) {
 				n, o := owner(t)
@@ -190,7 +310,7 @@ func TestReplicaModel(t *testing.T) {
 					t.Fatalf("restore: %v, full %v", err, full)
 				}
 				if !have && err == nil {
-					o.entries[i], o.doubt = modelEntry{mark: f.Mark}, wire.AllBuckets
+					o.entries[i], o.doubt = modelEntry{mark: f.Mark, status: f.Status}, wire.AllBuckets
 				}
 			},
 			"audit": func(t *rapid.T) {
@@ -208,9 +328,9 @@ func TestReplicaModel(t *testing.T) {
 					pos = r.Audit(n, o.session, pos)
 				}
 				counts := uint64(0)
-				if damaged {
+				if f.Status = e.status; damaged {
 					if e.mark != f.Mark && e.hash != 0 {
-						counts = 1
+						counts, e.base = 1, 0
 						e.hash = message(t, wire.CTNew, 0, 0, o.session, &f).Hash
 					}
 					e.mark = f.Mark
@@ -265,14 +385,14 @@ func (o *modelOwner) compare(r *Replica, n uint8) string {
 	x := r.of(n)
 	var sums [wire.Buckets]uint64
 	for i, e := range o.entries {
-		want := modelFlow(i, e.mark)
+		want := e.flow(i)
 		h := x.cache.Lookup(&want.Orig)
 		if h == 0 {
 			return fmt.Sprintf("flow %d is missing", i)
 		}
 		var f flow.Flow
 		x.cache.Load(h, &f)
-		if got := *x.at(h); got != (meta{e.hash, e.seq, bucketOf(i)}) || canonical(f) != canonical(want) {
+		if got := *x.at(h); got.hash != e.hash || got.seq != e.seq || got.bucket != bucketOf(i) || canonical(f) != canonical(want) {
 			return fmt.Sprintf("flow %d is %+v %s, want %+v %s", i, got, text(f), e, text(want))
 		}
 		if x.inDoubt(h) != o.inDoubt(i) {

@@ -63,9 +63,9 @@ func newDialogue(t testing.TB, options ...func(*Config)) *dialogue {
 	for i := range d.in.from {
 		d.in.from[i] = addrB
 	}
-	d.say(wire.AppendHello(nil, d.seq, "B", wire.Standing{}, nil))
+	d.say(wire.AppendHello(nil, d.seq, "B", wire.Standing{}, 0, nil))
 	d.turn()
-	d.say(wire.AppendHello(nil, d.seq, "B", wire.Standing{}, []wire.Greet{{Session: ourSession, Echo: d.challenge(t)}}))
+	d.say(wire.AppendHello(nil, d.seq, "B", wire.Standing{}, wire.FeatureCompact, []wire.Greet{{Session: ourSession, Echo: d.challenge(t)}}))
 	d.cover()
 	d.turn()
 	if p := d.stream.Peers(d.now); len(p) != 1 || !p[0].Met || !p[0].Counted {
@@ -155,6 +155,14 @@ func (s *sealedSending) round() {
 		f.Mark = s.mark
 		f.Has |= flow.HasMark
 	}
+	s.pass()
+}
+
+// pass is a round in which nothing but the state of the flows changes.
+func (s *sealedSending) pass() {
+	for i := range s.batch.Events {
+		s.batch.Events[i].Flow.Status ^= flow.StatusOffload
+	}
 	s.takeEvents(&s.batch)
 	s.turn()
 	s.cover()
@@ -164,6 +172,7 @@ func (s *sealedSending) round() {
 type sealedReceiving struct {
 	*dialogue
 	flows [20]flow.Flow
+	bases [20]wire.Seq // of the messages that told all of them
 }
 
 func newSealedReceiving(t testing.TB) *sealedReceiving {
@@ -180,7 +189,23 @@ func (r *sealedReceiving) round() {
 	for i := range r.flows {
 		r.flows[i].Mark++
 		r.flows[i].Has |= flow.HasMark
+		start := len(r.plain)
 		r.plain = wire.AppendFlow(r.plain, wire.Syncd, wire.CTNew, 0, r.seq, &r.flows[i])
+		wire.SetHandle(r.plain[start:], uint32(i+1))
+		r.bases[i] = r.seq
+		r.seq++
+	}
+	r.say(r.plain)
+	r.turn()
+}
+
+// pass is a round of compact messages.
+func (r *sealedReceiving) pass() {
+	r.plain = r.plain[:0]
+	for i := range r.flows {
+		f := &r.flows[i]
+		f.Status ^= flow.StatusOffload
+		r.plain = wire.AppendCTState(r.plain, r.seq, uint32(i+1), r.bases[i], f.State())
 		r.seq++
 	}
 	r.say(r.plain)
@@ -207,6 +232,21 @@ func TestSealedPathsDoNotAllocate(t *testing.T) {
 	if n := r.Engine.Stats.ExternalNew - applied; n < 1000*uint64(len(r.flows)) {
 		t.Errorf("%d flows applied in 1000 rounds: nothing was measured", n)
 	}
+
+	sent = s.stream.Stats.CompactSent
+	if n := testing.AllocsPerRun(1000, s.pass); n != 0 {
+		t.Errorf("event to compact message: %v allocations a batch", n)
+	}
+	if n := s.stream.Stats.CompactSent - sent; n < 1000*flow.BatchSize {
+		t.Errorf("%d compact messages sent in 1000 rounds: nothing was measured", n)
+	}
+	applied = r.Engine.Stats.ExternalUpd
+	if n := testing.AllocsPerRun(1000, r.pass); n != 0 {
+		t.Errorf("compact message to external cache: %v allocations a datagram", n)
+	}
+	if n := r.Engine.Stats.ExternalUpd - applied; n < 1000*uint64(len(r.flows)) {
+		t.Errorf("%d states applied in 1000 rounds: nothing was measured", n)
+	}
 }
 
 // BenchmarkSealedEvent is the way of an event from its batch to a sealed datagram
@@ -218,6 +258,26 @@ func BenchmarkSealedEvent(b *testing.B) {
 		s.round()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*flow.BatchSize), "ns/event")
+}
+
+// BenchmarkSealedState is BenchmarkSealedEvent of events that change nothing but the state.
+func BenchmarkSealedState(b *testing.B) {
+	s := newSealedSending(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		s.pass()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*flow.BatchSize), "ns/event")
+}
+
+// BenchmarkSealedCompact is BenchmarkSealedMessage of compact messages.
+func BenchmarkSealedCompact(b *testing.B) {
+	r := newSealedReceiving(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.pass()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(r.flows)), "ns/message")
 }
 
 // BenchmarkSealedMessage is the way of a message from its sealed datagram to the

@@ -22,26 +22,38 @@ func Remaining(timeout uint32, age time.Duration) uint32 {
 // ended by now, for then it has been refreshed. With the arithmetic alone, a TCP
 // connection of five days that speaks once an hour would not outlive a takeover.
 func (f *Flow) Remaining(age time.Duration) uint32 {
+	return remaining(f.Timeout, age, f.refreshed())
+}
+
+// Remaining is Flow.Remaining of a flow with this state.
+func (s State) Remaining(age time.Duration) uint32 {
+	return remaining(s.Timeout, age, refreshed(s.Status, s.Has(), s.ProtoState(), s.ProtoState()))
+}
+
+func remaining(timeout uint32, age time.Duration, refreshed bool) uint32 {
 	switch {
-	case !f.refreshed():
-		return Remaining(f.Timeout, age)
-	case age >= time.Duration(f.Timeout)*time.Second:
-		return f.Timeout
+	case !refreshed:
+		return Remaining(timeout, age)
+	case age >= time.Duration(timeout)*time.Second:
+		return timeout
 	}
-	return max(Remaining(f.Timeout, age), f.Timeout/2)
+	return max(Remaining(timeout, age), timeout/2)
 }
 
 // refreshed reports whether f is in the state in which flows spend their lives, where
 // every packet sets the timeout anew and changes nothing that an event would tell.
 func (f *Flow) refreshed() bool {
-	if f.Status&StatusAssured == 0 {
-		return false
-	}
+	return refreshed(f.Status, f.Has, f.TCPState, f.SCTPState)
+}
+
+func refreshed(status uint32, has Attrs, tcp, sctp uint8) bool {
 	switch {
-	case f.Has&HasTCP != 0:
-		return f.TCPState == TCPEstablished
-	case f.Has&HasSCTP != 0:
-		return f.SCTPState == SCTPEstablished
+	case status&StatusAssured == 0:
+		return false
+	case has&HasTCP != 0:
+		return tcp == TCPEstablished
+	case has&HasSCTP != 0:
+		return sctp == SCTPEstablished
 	}
 	return true
 }

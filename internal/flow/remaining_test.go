@@ -39,5 +39,16 @@ func TestRemainingOfFlow(t *testing.T) {
 		if got := tt.f.Remaining(tt.age); got != tt.want {
 			t.Errorf("%s: %d s, want %d", tt.name, got, tt.want)
 		}
+		if f := tt.f; true { // its state alone says the same
+			switch f.Has |= HasStatus | HasTimeout; {
+			case f.Has&HasTCP != 0:
+				f.Orig.Proto = TCP
+			case f.Has&HasSCTP != 0:
+				f.Orig.Proto = SCTP
+			}
+			if got := f.State().Remaining(tt.age); got != tt.want {
+				t.Errorf("%s, by its state: %d s, want %d", tt.name, got, tt.want)
+			}
+		}
 	}
 }

@@ -40,7 +40,10 @@ import (
 const magic = "SYNCDSN1"
 
 // maxMessage is the length of the longest message, in octets.
-const maxMessage = max(wire.MaxFlowLen, wire.MaxExpectLen)
+const maxMessage = max(wire.MaxFlowLen, wire.MaxExpectLen, beforeState)
+
+// beforeState is the length of the longest message that versions wrote which had no STATE.
+const beforeState = 324
 
 // Entry is one entry of a snapshot, a flow or an expectation.
 type Entry struct {

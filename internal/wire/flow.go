@@ -8,7 +8,7 @@ import (
 )
 
 // MaxFlowLen is the most that AppendFlow appends, in octets.
-const MaxFlowLen = 324
+const MaxFlowLen = 312
 
 // Attributes of a flow.
 const (
@@ -58,6 +58,7 @@ const (
 	ctSeqAdjOrig
 	ctSeqAdjRepl
 	ctHelperNameLong
+	ctState
 
 	ownToWire = firstOwn - ctOwn // add it for the number on the wire
 )
@@ -74,7 +75,7 @@ var ctSizes = [...]int16{
 	ctHelperName: -16, ctLabels: -1028,
 	ctSNATIPv6: 20, ctDNATIPv6: 20, ctSynproxy: 16, ctZone: 6,
 	ctZoneOrig: 6, ctZoneRepl: 6, ctTCPFlags: 6, ctNATICMPID: 6,
-	ctSeqAdjOrig: 16, ctSeqAdjRepl: 16, ctHelperNameLong: -20,
+	ctSeqAdjOrig: 16, ctSeqAdjRepl: 16, ctHelperNameLong: -20, ctState: stateTail,
 }
 
 // maxWScale is the greatest window scale; what is above counts as this (RFC
@@ -94,6 +95,7 @@ type scratch struct {
 	vtag                [2]uint32
 	snat4, dnat4        [4]byte
 	snat6, dnat6        [16]byte
+	state               flow.State
 }
 
 func (s *scratch) has(num int) bool { return s.seen&(1<<num) != 0 }
@@ -199,6 +201,8 @@ func parseFlow(b []byte, d Dialect, strict bool, f *flow.Flow) bool {
 			s.zoneOrig = binary.BigEndian.Uint16(p)
 		case ctZoneRepl:
 			s.zoneRepl = binary.BigEndian.Uint16(p)
+		case ctState:
+			s.state = stateAt(p[4:])
 		}
 	}
 	if f.Orig.Family == 0 || !s.has(ctL4Proto) {
@@ -241,6 +245,9 @@ func (s *scratch) finish(f *flow.Flow) {
 	case flow.ICMP, flow.ICMPv6:
 		o.SrcPort = s.icmpID
 		o.DstPort = uint16(s.icmpType)<<8 | uint16(s.icmpCode)
+	}
+	if s.has(ctState) {
+		f.SetState(s.state.Of(o.Proto))
 	}
 
 	if f.Master.Family == 0 || !s.has(ctMasterL4Proto) {
@@ -347,7 +354,7 @@ func labels(p []byte) (l [16]byte) {
 
 // AppendFlow appends a message of type t (CTNew, CTUpd or CTDel) about fl to b, at
 // most MaxFlowLen octets. The order of the attributes is conntrackd's; those of our
-// own follow.
+// own follow. In the syncd dialect STATE, the last one, has all that flow.State has.
 //
 // What the format has no room for stays behind. In conntrackd's dialect that is:
 // zones that differ by direction, a translated ICMP identifier, TCP flags, the
@@ -358,14 +365,16 @@ func AppendFlow(b []byte, d Dialect, t Type, f Flags, seq Seq, fl *flow.Flow) []
 	start := len(b)
 	b = appendHeader(b, t, f, 0, seq)
 	b = appendAddrs(b, ctIPv4, fl.Orig.Family, &fl.Orig)
-	status := fl.Status
-	if fl.Has&flow.HasStatus == 0 {
-		status = 0 // STATUS is never missing
+	if d == Conntrackd {
+		status := fl.Status
+		if fl.Has&flow.HasStatus == 0 {
+			status = 0 // STATUS is never missing
+		}
+		b = append32(b, ctStatus, status)
 	}
-	b = append32(b, ctStatus, status)
 	b = append8(b, ctL4Proto, fl.Orig.Proto)
-	b = appendProtocol(b, fl)
-	if fl.Has&flow.HasTimeout != 0 {
+	b = appendProtocol(b, d, fl)
+	if d == Conntrackd && fl.Has&flow.HasTimeout != 0 {
 		b = append32(b, ctTimeout, fl.Timeout)
 	}
 	if fl.Has&flow.HasMark != 0 {
@@ -426,9 +435,6 @@ func appendOwn(b []byte, fl *flow.Flow) []byte {
 			b = append16(b, ctZoneRepl+ownToWire, r.Zone)
 		}
 	}
-	if o.Proto == flow.TCP && fl.Has&flow.HasTCPFlags != 0 {
-		b = append16(b, ctTCPFlags+ownToWire, uint16(fl.TCPFlags[0]&flow.TCPFlagsReplicated)<<8|uint16(fl.TCPFlags[1]&flow.TCPFlagsReplicated))
-	}
 	if o.IsICMP() && fl.Has&flow.HasReply != 0 && r.SrcPort != o.SrcPort {
 		if src, _ := natDone(fl); src {
 			b = append16(b, ctNATICMPID+ownToWire, r.SrcPort)
@@ -443,7 +449,7 @@ func appendOwn(b []byte, fl *flow.Flow) []byte {
 	if fl.Has&flow.HasHelper != 0 && bytes.IndexByte(fl.Helper[:], 0) > maxHelper {
 		b = appendName(b, ctHelperNameLong+ownToWire, fl.Helper[:], len(fl.Helper)-1)
 	}
-	return b
+	return appendStateAttr(b, fl)
 }
 
 // natDone reports whether the source and the destination of the reply tuple are
@@ -454,8 +460,8 @@ func natDone(fl *flow.Flow) (src, dst bool) {
 	return !known || fl.Status&flow.StatusSrcNATDone != 0, !known || fl.Status&flow.StatusDstNATDone != 0
 }
 
-// appendProtocol appends ports and state.
-func appendProtocol(b []byte, fl *flow.Flow) []byte {
+// appendProtocol appends ports, and the state if there is no STATE for it.
+func appendProtocol(b []byte, d Dialect, fl *flow.Flow) []byte {
 	if fl.Orig.IsICMP() {
 		b = append8(b, ctICMPType, uint8(fl.Orig.DstPort>>8))
 		b = append8(b, ctICMPCode, uint8(fl.Orig.DstPort))
@@ -466,6 +472,9 @@ func appendProtocol(b []byte, fl *flow.Flow) []byte {
 	}
 	switch fl.Orig.Proto {
 	case flow.TCP:
+		if d == Syncd {
+			break
+		}
 		if fl.Has&flow.HasTCP != 0 {
 			b = append8(b, ctTCPState, fl.TCPState)
 		}
@@ -474,7 +483,7 @@ func appendProtocol(b []byte, fl *flow.Flow) []byte {
 			b = append8(b, ctTCPWScaleRepl, fl.TCPWScale[1])
 		}
 	case flow.SCTP:
-		if fl.Has&flow.HasSCTP != 0 {
+		if d == Conntrackd && fl.Has&flow.HasSCTP != 0 {
 			b = append8(b, ctSCTPState, fl.SCTPState)
 		}
 		if fl.Has&flow.HasSCTPVtags != 0 {

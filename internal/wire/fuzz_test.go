@@ -23,6 +23,14 @@ func FuzzReader(f *testing.F) {
 	for _, v := range ownVectors {
 		f.Add(goodWith(octets(f, v.hex)), true)
 	}
+	for _, v := range compactVectors {
+		f.Add(octets(f, v.hex), true)
+		f.Add(octets(f, v.hex)[:11], false)
+	}
+	state := octets(f, stateVector)
+	f.Add(goodWith(state), true)
+	f.Add(goodWith(state[:8]), false)
+	f.Add(goodWith(state, attr(7, 0, 0, 0, 9), state), false)
 	f.Add(join(withVersion(good(1), 3), message(0, 0, 1), message(6, 0, 1), good(2)), true)
 
 	f.Fuzz(func(t *testing.T, b []byte, strict bool) {
@@ -59,6 +67,11 @@ func walk(t *testing.T, d wire.Dialect, b []byte, strict bool) {
 		got := oneIn(t, d, sent)
 		want := wire.Message{Type: m.Type, Flags: m.Flags, Seq: m.Seq, From: m.From, To: m.To}
 		switch {
+		case m.IsCompact():
+			want.Flags, want.Handle, want.Base = 0, m.Handle, m.Base
+			if m.Type == wire.CTState {
+				want.State = m.State
+			}
 		case m.Type <= wire.CTDel:
 			want.Flow = survivesFlow(d, &m.Flow)
 		case m.Type <= wire.ExpDel:

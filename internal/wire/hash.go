@@ -43,14 +43,29 @@ func Hash(seed uint64, b []byte) uint64 {
 	return mix(h^n, hashK0)
 }
 
-// FlowHash returns the hash of the state that a data message carries: of its
-// attributes without TIMEOUT, which runs by itself. msg is a whole message that
-// AppendFlow or AppendExpect made or that a Reader accepted.
+// FlowHash returns the hash of what a data message says but for TIMEOUT, which runs by
+// itself. msg is a whole message that AppendFlow or AppendExpect made or that a Reader
+// accepted.
 func FlowHash(seed uint64, msg []byte) uint64 {
-	timeout := uint16(ctTimeout)
-	if len(msg) > 0 && Type(msg[0]&0xf) > CTDel {
-		timeout = expTimeout
+	hash, _ := FlowHashes(seed, msg)
+	return hash
+}
+
+// FlowHashes returns FlowHash and, of a message with STATE, the hash of all that is not in
+// STATE, which StateHash takes; of any other message 0.
+func FlowHashes(seed uint64, msg []byte) (hash, fixed uint64) {
+	if len(msg) > 0 && Type(msg[0]&0xf) <= CTDel {
+		if before, state, ok := splitState(msg); ok {
+			fixed = Hash(seed, before)
+			return StateHash(fixed, stateAt(state[4:])), fixed
+		}
+		return withoutTimeout(seed, msg, ctTimeout), 0
 	}
+	return withoutTimeout(seed, msg, expTimeout), 0
+}
+
+// withoutTimeout hashes the attributes of msg but the first with the number of TIMEOUT.
+func withoutTimeout(seed uint64, msg []byte, timeout uint16) uint64 {
 	body := msg[min(HeaderLen, len(msg)):]
 	for at := 0; at+4 <= len(body); {
 		n := int(binary.BigEndian.Uint16(body[at:]))
@@ -64,6 +79,28 @@ func FlowHash(seed uint64, msg []byte) uint64 {
 		at += (n + 3) &^ 3
 	}
 	return Hash(Hash(seed, body), nil)
+}
+
+// StateHash returns the hash of a flow with this state of which all else has the hash fixed:
+// fixed + Hash(fixed mod 2^32, status and what is behind the timeout). The seed makes what is
+// added differ by flow, or the sum over a bucket would not see two flows exchange their
+// states; it is short so that who keeps the hash of a flow can change the state in it with
+// 32 bits more.
+func StateHash(fixed uint64, s flow.State) uint64 { return fixed + stateHash(uint32(fixed), s) }
+
+func stateHash(fixed uint32, s flow.State) uint64 {
+	return hashWord(uint64(fixed), uint64(s.Status)<<32|uint64(s.Word&^flow.KnowsTimeout))
+}
+
+// hashWord is Hash of the eight octets of w, big-endian.
+func hashWord(seed, w uint64) uint64 {
+	return mix((mix(seed^hashK0^bits.ReverseBytes64(w), hashK1)+hashK2)^8, hashK0)
+}
+
+// ChangeState returns what becomes of the hash of a flow when its state changes from was
+// to is. fixed is the low half of what FlowHashes returned.
+func ChangeState(hash uint64, fixed uint32, was, is flow.State) uint64 {
+	return hash - stateHash(fixed, was) + stateHash(fixed, is)
 }
 
 // Bucket returns the bucket of the flow with this identity, or of the expectation with

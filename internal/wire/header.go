@@ -47,6 +47,10 @@ func (t Type) String() string {
 		return "CTL"
 	case SyncCtl:
 		return "SYNC"
+	case CTState:
+		return "CT_STATE"
+	case CTEnd:
+		return "CT_END"
 	}
 	return "type " + strconv.Itoa(int(t))
 }
@@ -136,6 +140,14 @@ type Message struct {
 
 	Hash uint64 // FlowHash of types 0 to 5 without fault, if Reader.Sync
 
+	// Of types 0 to 5 without fault, if Reader.Sync: the number of the flow, and what
+	// FlowHashes says; zero if nothing can refer to the message. Of CTState and CTEnd
+	// without fault: the number.
+	Handle uint32
+	Fixed  uint64
+	Base   Seq        // CTState, CTEnd: of the message that told all of the flow
+	State  flow.State // CTState
+
 	Flow   flow.Flow   // types 0 to 2 without fault
 	Expect flow.Expect // types 3 to 5 without fault
 
@@ -143,6 +155,12 @@ type Message struct {
 	// rare. Next makes one if there is none.
 	Sync *Sync
 }
+
+// IsData reports whether m is about a flow or an expectation.
+func (m *Message) IsData() bool { return m.Type <= ExpDel || m.IsCompact() }
+
+// IsCompact reports whether m names its flow by a number.
+func (m *Message) IsCompact() bool { return m.Type == CTState || m.Type == CTEnd }
 
 // IsExpect reports whether m is about an expectation.
 func (m *Message) IsExpect() bool { return m.Type >= ExpNew && m.Type <= ExpDel }

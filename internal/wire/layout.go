@@ -24,7 +24,7 @@ type layout struct {
 	addrs, ports, status, timeout, mark uint8
 	state, scaleOrig, scaleRepl, flags  uint8
 	sourceAddr, targetAddr, sourcePort  uint8
-	targetPort                          uint8
+	targetPort, packed                  uint8      // packed: the state in STATE, the last attribute
 	has                                 flow.Attrs // with HasTCP if there is a state, which may turn out to be none
 }
 
@@ -105,6 +105,8 @@ func (l *layout) learn(b []byte, d Dialect, mask *skeleton.Mask) bool {
 			l.sourcePort = payload
 		case ctDPATPort:
 			l.targetPort = payload
+		case ctState:
+			l.packed = payload + 4
 		default:
 			return false
 		}
@@ -115,6 +117,7 @@ func (l *layout) learn(b []byte, d Dialect, mask *skeleton.Mask) bool {
 		anyNAT   = ofIPv4 | 1<<ctSPATPort | 1<<ctDPATPort
 		atLeast  = 1 << ctL4Proto
 		notAlone = 1<<ctTCPWScaleOrig | 1<<ctTCPWScaleRepl
+		inState  = 1<<ctStatus | 1<<ctTimeout | 1<<ctTCPState | 1<<ctTCPFlags | notAlone
 	)
 	switch {
 	case l.family == 0, seen&atLeast != atLeast:
@@ -122,6 +125,8 @@ func (l *layout) learn(b []byte, d Dialect, mask *skeleton.Mask) bool {
 	case l.family == flow.IPv6 && seen&ofIPv4 != 0:
 		return false
 	case seen&notAlone != 0 && seen&notAlone != notAlone:
+		return false
+	case l.packed != 0 && (int(l.packed)+stateLen != len(b) || seen&inState != 0):
 		return false
 	case l.proto != flow.TCP && (l.proto != flow.UDP || l.has&ofTCP != 0):
 		return false
@@ -176,6 +181,9 @@ func (l *layout) flow(b []byte, f *flow.Flow) {
 	if l.scaleOrig != 0 {
 		f.TCPWScale = [2]uint8{min(b[l.scaleOrig], maxWScale), min(b[l.scaleRepl], maxWScale)}
 	}
+	if l.packed != 0 {
+		f.SetState(stateAt(b[l.packed:]).Of(l.proto))
+	}
 	if l.flags != 0 {
 		f.TCPFlags = [2]uint8{b[l.flags] & flow.TCPFlagsReplicated, b[l.flags+1] & flow.TCPFlagsReplicated}
 	}
@@ -196,11 +204,16 @@ func (l *layout) flow(b []byte, f *flow.Flow) {
 	}
 }
 
-// hash is FlowHash of a message with attributes b of this layout.
-func (l *layout) hash(seed uint64, b []byte) uint64 {
+// hashes is FlowHashes of a message with attributes b of this layout, and the handle that
+// it tells.
+func (l *layout) hashes(seed uint64, b []byte) (hash, fixed uint64, handle uint32) {
+	if l.packed != 0 {
+		fixed = Hash(seed, b[:len(b)-stateTail])
+		return StateHash(fixed, stateAt(b[l.packed:])), fixed, binary.BigEndian.Uint32(b[l.packed-4:])
+	}
 	if l.timeout == 0 {
-		return Hash(Hash(seed, b), nil)
+		return Hash(Hash(seed, b), nil), 0, 0
 	}
 	at := int(l.timeout) - attrHeaderLen
-	return Hash(Hash(seed, b[:at]), b[at+8:])
+	return Hash(Hash(seed, b[:at]), b[at+8:]), 0, 0
 }

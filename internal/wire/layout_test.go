@@ -85,7 +85,7 @@ func sameAsWalk(t *testing.T, r *Reader, c []byte) {
 		if want.Fault != got.Fault || want.Type != got.Type || want.Seq != got.Seq {
 			t.Fatalf("% x: %v %v, walked %v %v", c, got.Type, got.Fault, want.Type, want.Fault)
 		}
-		if got.Fault == FaultNone && got.Type <= CTDel && (got.Flow != want.Flow || got.Hash != want.Hash) {
+		if got.Fault == FaultNone && got.Type <= CTDel && (got.Flow != want.Flow || got.Hash != want.Hash || got.Fixed != want.Fixed || got.Handle != want.Handle) {
 			t.Fatalf("% x:\n%+v %x, walked\n%+v %x", c, got.Flow, got.Hash, want.Flow, want.Hash)
 		}
 	}
@@ -101,6 +101,7 @@ func TestLayouts(t *testing.T) {
 	for _, d := range []Dialect{Conntrackd, Syncd} {
 		for i, f := range append(with, without...) {
 			msg := AppendFlow(nil, d, CTUpd, 0, 77, &f)
+			SetHandle(msg, 0x01020304)
 			r := learned(d, msg)
 			if l := r.layouts.find(msg[HeaderLen:], d); (l != nil) != (i < len(with)) {
 				t.Errorf("dialect %d, flow %d: layout %v", d, i, l != nil)
@@ -130,6 +131,14 @@ func TestLayouts(t *testing.T) {
 					sameAsWalk(t, learned(d, c), c)
 				}
 				at = next
+			}
+			// With what does not count beside STATE, and STATE not at the end.
+			for _, more := range [][]byte{append32(nil, ctMark, 5), append32(nil, ctStatus, 5), append32(nil, ctTimeout, 5), append8(nil, ctTCPState, 5), append16(nil, ctTCPFlags+ownToWire, 0x0303)} {
+				for _, at := range []int{HeaderLen, len(msg)} {
+					c := append(append(bytes.Clone(msg[:at]), more...), msg[at:]...)
+					binary.BigEndian.PutUint16(c[2:], uint16(len(c)))
+					sameAsWalk(t, learned(d, c), c)
+				}
 			}
 			// Another dialect has other attributes.
 			r.Sync = !r.Sync

@@ -24,10 +24,6 @@ var ownVectors = []struct {
 }{
 	{0x101, "ZONE_ORIG", "2", "0006 0101 0203 0000", func(f *flow.Flow) { f.Orig.Zone = 0x203 }, 0},
 	{0x102, "ZONE_REPLY", "2", "0006 0102 0304 0000", func(f *flow.Flow) { f.Reply.Zone = 0x304 }, 0},
-	{0x103, "TCP_FLAGS", "2", "0006 0103 0107 0000", func(f *flow.Flow) {
-		f.TCPFlags = [2]uint8{1, 7}
-		f.Has |= flow.HasTCPFlags
-	}, 0},
 	{0x104, "NAT_ICMP_ID", "2", "0006 0104 1234 0000", func(f *flow.Flow) {
 		f.Reply.SrcPort = 0x1234
 		f.Has |= flow.HasReply
@@ -46,6 +42,9 @@ var ownVectors = []struct {
 	}, 0},
 }
 
+// cutState cuts the attribute STATE off what AppendFlow made in the syncd dialect.
+func cutState(b []byte) (rest, state []byte) { return b[: len(b)-20 : len(b)-20], b[len(b)-20:] }
+
 // TestOwnAttributes: each attribute of section 9 of the page is what the page says, is
 // sent in the syncd dialect alone, and arrives.
 func TestOwnAttributes(t *testing.T) {
@@ -63,22 +62,25 @@ func TestOwnAttributes(t *testing.T) {
 				base.TCPState, base.TCPWScale = 0, [2]uint8{}
 			}
 			base.Status |= flow.StatusSrcNATDone | flow.StatusDstNATDone
-			plain := wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &base)
+			plain, state := cutState(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &base))
 			want := base
 			v.edit(&want)
 
-			if got := wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 1, &want); len(got) != len(plain) {
-				t.Errorf("in conntrackd's dialect % x", got[len(plain):])
+			foreign := wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 1, &base)
+			if got := wire.AppendFlow(nil, wire.Conntrackd, wire.CTNew, 0, 1, &want); !bytes.Equal(got, foreign) {
+				t.Errorf("in conntrackd's dialect % x, want % x", got, foreign)
 			}
 			sent := wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &want)
 			body := octets(t, v.hex)
-			if !bytes.Equal(sent[len(plain):], body) {
-				t.Errorf("sent % x, want % x", sent[len(plain):], body)
+			if !bytes.Equal(sent[len(plain):], join(body, state)) {
+				t.Errorf("sent % x, want % x", sent[len(plain):], join(body, state))
 			}
 			if got := oneIn(t, wire.Syncd, sent).Flow; got != want {
 				t.Errorf("received:\n%s", cmp.Diff(want, got))
 			}
 			// One who does not know it skips it, or refuses the message, as a conntrackd does.
+			base.SetState(flow.State{})
+			base.Has &^= flow.HasStatus
 			if got := read(sent, false); got[0].Fault != wire.FaultNone || got[0].Flow != base {
 				t.Errorf("skipped: %v\n%s", got[0].Fault, cmp.Diff(base, got[0].Flow))
 			}
@@ -87,7 +89,7 @@ func TestOwnAttributes(t *testing.T) {
 			}
 			// A wrong length makes the message malformed; that of the name may be less.
 			for _, by := range []int{-1, 1, 4} {
-				wrong := append(bytes.Clone(sent[:len(plain)]), attr(uint16(v.number), make([]byte, int(body[1])-4+by)...)...)
+				wrong := join(sent[:len(plain)], attr(uint16(v.number), make([]byte, int(body[1])-4+by)...), state)
 				wrong[3] = byte(len(wrong))
 				fault := readIn(wire.Syncd, wrong, false)[0].Fault
 				if ok := v.number == 0x107 && by < 4; (fault == wire.FaultNone) != ok {
@@ -103,11 +105,12 @@ func TestOwnSentences(t *testing.T) {
 	page := document(t)
 	base := one(t, good(1)).Flow
 	base.Status |= flow.StatusSrcNATDone | flow.StatusDstNATDone
-	plain := wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &base)
+	plain, _ := cutState(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &base))
 	send := func(t *testing.T, edit func(f *flow.Flow)) (attrs []byte) {
 		f := base
 		edit(&f)
-		return wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &f)[len(plain):]
+		attrs, _ = cutState(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &f)[len(plain):])
+		return attrs
 	}
 	take := func(t *testing.T, attrs string) flow.Flow {
 		return oneIn(t, wire.Syncd, goodWith(octets(t, attrs))).Flow
@@ -158,13 +161,26 @@ func TestOwnSentences(t *testing.T) {
 				t.Errorf("zones %d and %d", got.Orig.Zone, got.Reply.Zone)
 			}
 		}},
-		{"(9.3) TCP_FLAGS has the flags of the kernel for the original and the reply direction: 1 window scaling, 2 selective acknowledgement, 4 closed the connection first. Other bits are 0 and not looked at.", func(t *testing.T) {
-			got := send(t, func(f *flow.Flow) { f.TCPFlags, f.Has = [2]uint8{0x3f, 0xf8}, f.Has|flow.HasTCPFlags })
-			if !bytes.Equal(got, octets(t, "0006 0103 0700 0000")) {
-				t.Errorf("% x", got)
+		{"(9.3) STATE is the last attribute of every message about a flow, and has what section 11 says. STATUS, TIMEOUT, TCP_STATE, TCP_WSCALE_ORIG, TCP_WSCALE_REPLY and SCTP_STATE are not sent, and do not count beside it.", func(t *testing.T) {
+			for _, proto := range []uint8{flow.TCP, flow.SCTP, flow.UDP} {
+				f := base
+				f.Orig.Proto, f.Reply.Proto = proto, proto
+				f.Has |= flow.StateAttrs | flow.HasMark
+				b := wire.AppendFlow(nil, wire.Syncd, wire.CTDel, 0, 1, &f)
+				last := 0
+				for at := wire.HeaderLen; at < len(b); at += (int(b[at])<<8 + int(b[at+1]) + 3) &^ 3 {
+					switch last = int(b[at+2])<<8 | int(b[at+3]); last {
+					case 4, 5, 6, 17, 25, 26, 0x103:
+						t.Errorf("attribute %d is sent", last)
+					}
+				}
+				if last != 0x108 {
+					t.Errorf("the last one is %#x", last)
+				}
 			}
-			if f := take(t, "0006 0103 ff00 0000"); f.TCPFlags != [2]uint8{7, 0} {
-				t.Errorf("%x", f.TCPFlags)
+			before := take(t, stateVector)
+			if got := oneIn(t, wire.Syncd, message(0, 0, 1, attr(5, 1, 2, 3, 4), goodBody, attr(4, 9), attr(25, 3), attr(26, 4), octets(t, stateVector))).Flow; got != before {
+				t.Errorf("beside others:\n%s", cmp.Diff(before, got))
 			}
 		}},
 		{"(9.4) NAT_ICMP_ID is the identifier of the reply tuple, sent if it is not that of the original one.", func(t *testing.T) {
@@ -205,20 +221,10 @@ func TestOwnSentences(t *testing.T) {
 				}
 			}
 		}},
-		{"(9.7) What does not belong to the protocol of the flow is not looked at: TCP_FLAGS belongs to TCP, NAT_ICMP_ID to ICMP and ICMPv6.", func(t *testing.T) {
+		{"(9.7) What does not belong to the protocol of the flow is not looked at: NAT_ICMP_ID belongs to ICMP and ICMPv6.", func(t *testing.T) {
 			f := take(t, "0006 0104 1234 0000")
 			if f.Reply != one(t, good(1)).Flow.Reply || f.Has&flow.HasReply != 0 {
 				t.Errorf("%v", f.Reply)
-			}
-			udp := base
-			udp.Orig.Proto, udp.Reply.Proto = flow.UDP, flow.UDP
-			udp.Has = flow.HasStatus | flow.HasTCPFlags
-			udp.TCPFlags = [2]uint8{7, 7}
-			b := wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 1, &udp)
-			b = append(b, octets(t, "0006 0103 0707 0000")...)
-			b[3] += 8
-			if got := oneIn(t, wire.Syncd, b).Flow; got.Has&flow.HasTCPFlags != 0 || got.TCPFlags != [2]uint8{} {
-				t.Errorf("flags of UDP: %x", got.TCPFlags)
 			}
 		}},
 	} {

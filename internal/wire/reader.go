@@ -72,7 +72,7 @@ func (r *Reader) body(m *Message, msg []byte) Fault {
 		switch {
 		case l != nil:
 			if l.flow(b, &m.Flow); r.Sync {
-				m.Hash = l.hash(r.Seed, b)
+				m.Hash, m.Fixed, m.Handle = l.hashes(r.Seed, b)
 			}
 			return FaultNone
 		case !parseFlow(b, d, r.Strict, &m.Flow):
@@ -80,14 +80,19 @@ func (r *Reader) body(m *Message, msg []byte) Fault {
 		}
 		r.layouts.miss(b, d)
 		if r.Sync {
-			m.Hash = FlowHash(r.Seed, msg)
+			m.Hash, m.Fixed = FlowHashes(r.Seed, msg)
+			m.Handle = handleOf(msg)
 		}
 	case m.Type <= ExpDel:
 		if !parseExpect(msg[HeaderLen:], r.dialect(), r.Strict, &m.Expect) {
 			return FaultPayload
 		}
 		if r.Sync {
-			m.Hash = FlowHash(r.Seed, msg)
+			m.Hash, m.Fixed, m.Handle = FlowHash(r.Seed, msg), 0, 0
+		}
+	case m.IsCompact() && r.Sync:
+		if !parseCompact(m, msg) {
+			return FaultPayload
 		}
 	case m.Type == SyncCtl && r.Sync:
 		if m.Sync == nil {

@@ -78,7 +78,7 @@ func TestMaxLen(t *testing.T) {
 			t.Errorf("flow of protocol %d: %d octets in conntrackd's dialect, want 304", proto, n)
 		}
 	}
-	f.Orig.Proto = flow.TCP
+	f.Orig.Proto = flow.SCTP
 	f.Orig.Zone = 2
 	f.Helper, _ = flow.MakeName("abcdefghijklmno")
 	if n := len(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 0, &f)); n != wire.MaxFlowLen {

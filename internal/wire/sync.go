@@ -52,10 +52,16 @@ const (
 	bulkLen    = HeaderLen + 20
 	digestLen  = HeaderLen + 8 + 8*Buckets
 	rangeOctet = 8
+
+	featuresLen = 4
 )
 
+// FeatureCompact is the bit in the features of a HELLO of a node that understands CT_STATE
+// and CT_END.
+const FeatureCompact = 1
+
 // MaxSyncLen bounds the length of a control message of the syncd dialect.
-const MaxSyncLen = helloLen + 64 + MaxGreets*(greetLen+1)
+const MaxSyncLen = helloLen + 64 + MaxGreets*(greetLen+1) + featuresLen
 
 // Role is what a node does in the cluster, as it says itself.
 type Role uint8
@@ -125,7 +131,9 @@ type Sync struct {
 	Name   [MaxName + 1]byte // Hello: NUL-padded
 	Says   Standing          // Hello: of the sender
 	Greets [MaxGreets]Greet  // Hello
-	N      int               // Hello: entries of Greets; Status, Void: entries of Ranges
+	// Features are what the sender of a HELLO understands that others may not.
+	Features uint32
+	N        int // Hello: entries of Greets; Status, Void: entries of Ranges
 
 	To     uint64 // Status, Void: the session that it is for
 	Last   Seq    // Status
@@ -177,6 +185,10 @@ func parseSync(k Kind, b []byte, s *Sync) (ok bool) {
 			if g.Heard = 0; len(heard) >= entries { // else of an older version
 				g.Heard = heard[i]
 			}
+		}
+		s.Features = 0
+		if at := (entries + 3) &^ 3; len(heard) >= at+featuresLen { // else of an older version
+			s.Features = be.Uint32(heard[at:])
 		}
 	case Status:
 		if len(b) < statusLen {
@@ -231,9 +243,9 @@ func appendMask(b []byte, m Mask) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, m[1]), m[0])
 }
 
-// AppendHello appends a HELLO of the node with this name and standing. More than MaxGreets
-// entries, and more than MaxName octets of the name, are left out.
-func AppendHello(b []byte, seq Seq, name string, says Standing, greets []Greet) []byte {
+// AppendHello appends a HELLO of the node with this name, standing and features. More than
+// MaxGreets entries, and more than MaxName octets of the name, are left out.
+func AppendHello(b []byte, seq Seq, name string, says Standing, features uint32, greets []Greet) []byte {
 	start := len(b)
 	name, greets = name[:min(len(name), MaxName)], greets[:min(len(greets), MaxGreets)]
 	b = appendHeader(b, SyncCtl, Flags(Hello), 0, seq)
@@ -250,6 +262,7 @@ func AppendHello(b []byte, seq Seq, name string, says Standing, greets []Greet) 
 		b = append(b, greets[i].Heard)
 	}
 	b = pad(b, start)
+	b = binary.BigEndian.AppendUint32(b, features)
 	setLen(b, start)
 	return b
 }

@@ -42,7 +42,7 @@ func appendSync(b []byte, seq wire.Seq, s *wire.Sync) []byte {
 	switch s.Kind {
 	case wire.Hello:
 		name, _, _ := bytes.Cut(s.Name[:], []byte{0})
-		return wire.AppendHello(b, seq, string(name), s.Says, s.Greets[:s.N])
+		return wire.AppendHello(b, seq, string(name), s.Says, s.Features, s.Greets[:s.N])
 	case wire.Status:
 		return wire.AppendStatus(b, seq, s.To, s.Last, s.Bulk, s.Mask, s.Ranges[:s.N])
 	case wire.Void:
@@ -69,6 +69,7 @@ func syncs() *rapid.Generator[wire.Sync] {
 			copy(s.Name[:], rapid.SliceOfN(rapid.ByteRange(1, 255), 1, wire.MaxName).Draw(t, "name"))
 			s.Says.Role = wire.Role(rapid.IntRange(0, 3).Draw(t, "role"))
 			s.Says.Edition = rapid.Byte().Draw(t, "edition")
+			s.Features = u32("features")
 			s.N = rapid.IntRange(0, wire.MaxGreets).Draw(t, "entries")
 			for i := range s.N {
 				s.Greets[i].Session = u64("session")
@@ -131,11 +132,11 @@ var diagrams = []struct {
 	{
 		"HELLO 8: name length (1) 9: role (1) 10: number of entries (1), at most 32 11: edition (1) " +
 			"12: name, padded with zeros to a multiple of 4, then for each entry 40 octets: session (8) challenge (16) echo (16) " +
-			"then for each entry the edition heard (1), padded with zeros to a multiple of 4",
-		wire.Sync{Kind: wire.Hello, Name: [64]byte{'f', 'w', '-', 'a', '1'}, Says: wire.Standing{Role: wire.RoleBackup, Edition: 0x51}, N: 1, Greets: [32]wire.Greet{{
+			"then for each entry the edition heard (1), padded with zeros to a multiple of 4 then features (4)",
+		wire.Sync{Kind: wire.Hello, Name: [64]byte{'f', 'w', '-', 'a', '1'}, Says: wire.Standing{Role: wire.RoleBackup, Edition: 0x51}, Features: 0x71727374, N: 1, Greets: [32]wire.Greet{{
 			Session: 0x0102030405060708, Challenge: [16]byte{0: 0xc0, 15: 0xcf}, Echo: [16]byte{0: 0xe0, 15: 0xef}, Heard: 0x61,
 		}}},
-		"1b01 0040 0a0b0c0d  05 02 01 51  66772d6131 000000  0102030405060708 c00000000000000000000000000000cf e00000000000000000000000000000ef  61 000000",
+		"1b01 0044 0a0b0c0d  05 02 01 51  66772d6131 000000  0102030405060708 c00000000000000000000000000000cf e00000000000000000000000000000ef  61 000000 71727374",
 	},
 	{
 		"STATUS 8: to session (8) 16: last number (4) 20: last bulk update seen (4), 0 for none " +
@@ -262,7 +263,7 @@ func TestMalformedSync(t *testing.T) {
 		{"kind 0", message(11, 0, 1), ok},
 		{"kind 7", message(11, 7, 1, []byte{1, 2, 3}), ok},
 		{"kind 255", message(11, 255, 1), ok},
-		{"type 12", message(12, 1, 1), wire.FaultHeader},
+		{"type 14", message(14, 1, 1), wire.FaultHeader},
 		{"another version", withVersion(status(0), 2), wire.FaultVersion},
 	}
 	for _, r := range rows {
@@ -287,7 +288,7 @@ func TestMalformedSync(t *testing.T) {
 
 // TestAppendBeyond: what has no room is left out, never sent broken.
 func TestAppendBeyond(t *testing.T) {
-	got := readSync(wire.AppendHello(nil, 1, strings.Repeat("n", 80), wire.Standing{}, make([]wire.Greet, 40)))
+	got := readSync(wire.AppendHello(nil, 1, strings.Repeat("n", 80), wire.Standing{}, 0, make([]wire.Greet, 40)))
 	if len(got) != 1 || got[0].Fault != 0 || got[0].Sync.N != 32 || string(got[0].Sync.Name[:]) != strings.Repeat("n", 63)+"\x00" {
 		t.Errorf("HELLO: %+v", got)
 	}
@@ -307,21 +308,25 @@ func TestAppendBeyond(t *testing.T) {
 // with a role that nobody knows, and octets behind what is known.
 const (
 	roleless = "1b01 0038 00000001  01 00 01 00  41000000 0102030405060708 c0000000000000000000000000000000 e0000000000000000000000000000000"
-	roleful  = "1b01 0040 00000001  01 04 01 09  41000000 0102030405060708 c0000000000000000000000000000000 e0000000000000000000000000000000 07000000 ffffffff"
+	roleful  = "1b01 0044 00000001  01 04 01 09  41000000 0102030405060708 c0000000000000000000000000000000 e0000000000000000000000000000000 07000000 fffffffd ffffffff"
+
+	// featureless is of a node that knows of no features.
+	featureless = "1b01 003c 00000001  01 04 01 09  41000000 0102030405060708 c0000000000000000000000000000000 e0000000000000000000000000000000 07000000"
 )
 
 func TestOldHello(t *testing.T) {
 	for _, c := range []struct {
-		hex   string
-		says  wire.Standing
-		heard uint8
-	}{{roleless, wire.Standing{}, 0}, {roleful, wire.Standing{Edition: 9}, 7}} {
+		hex      string
+		says     wire.Standing
+		heard    uint8
+		features uint32
+	}{{roleless, wire.Standing{}, 0, 0}, {featureless, wire.Standing{Edition: 9}, 7, 0}, {roleful, wire.Standing{Edition: 9}, 7, 0xfffffffd}} {
 		var m wire.Message
 		m.Sync = new(wire.Sync)
-		m.Sync.Greets[0].Heard = 5 // of the message before
+		m.Sync.Greets[0].Heard, m.Sync.Features = 5, 9 // of the message before
 		r := wire.Reader{Sync: true}
 		r.Reset(octets(t, c.hex))
-		if !r.Next(&m) || m.Fault != wire.FaultNone || m.Sync.N != 1 || m.Sync.Says != c.says || m.Sync.Greets[0].Heard != c.heard {
+		if !r.Next(&m) || m.Fault != wire.FaultNone || m.Sync.N != 1 || m.Sync.Says != c.says || m.Sync.Greets[0].Heard != c.heard || m.Sync.Features != c.features {
 			t.Errorf("%+v, heard %d", m.Sync.Says, m.Sync.Greets[0].Heard)
 		}
 	}
@@ -423,7 +428,7 @@ func TestHash(t *testing.T) {
 	})
 }
 
-// TestFlowHash: "The hash of a flow is `Hash(Hash(session, before), after)`".
+// TestFlowHash: "A data message of a flow without STATE at its end is hashed like that".
 func TestFlowHash(t *testing.T) {
 	withTimeout := func(seconds byte, more ...[]byte) []byte {
 		return message(0, 0, 1, attrIPv4, attrTCP, attr(6, 0, 0, 0, seconds), attrPort, join(more...))

@@ -66,12 +66,14 @@ func octets(t testing.TB, s string) []byte {
 // n/8+1, the fault at its end included.
 func read(b []byte, strict bool) []wire.Message { return readIn(wire.Conntrackd, b, strict) }
 
-// readIn is read in a dialect. Hashes are left out.
+// readIn is read in a dialect. Hashes, and the handles of data messages, are left out.
 func readIn(d wire.Dialect, b []byte, strict bool) (all []wire.Message) {
 	r := wire.Reader{Strict: strict, Sync: d == wire.Syncd}
 	r.Reset(b)
 	for m := new(wire.Message); r.Next(m); m = new(wire.Message) {
-		m.Hash = 0
+		if m.Hash, m.Fixed = 0, 0; !m.IsCompact() {
+			m.Handle = 0
+		}
 		all = append(all, *m)
 		if len(all) > len(b)/wire.HeaderLen+1 {
 			panic("the walk does not end")
@@ -442,6 +444,10 @@ func appendIn(d wire.Dialect, b []byte, m *wire.Message) []byte {
 		return wire.AppendFlow(b, d, m.Type, m.Flags, m.Seq, &m.Flow)
 	case m.Type <= wire.ExpDel:
 		return wire.AppendExpect(b, d, m.Type, m.Flags, m.Seq, &m.Expect)
+	case m.Type == wire.CTState:
+		return wire.AppendCTState(b, m.Seq, m.Handle, m.Base, m.State)
+	case m.Type == wire.CTEnd:
+		return wire.AppendCTEnd(b, m.Seq, m.Handle, m.Base)
 	}
 	return wire.AppendControl(b, m.Flags, m.Seq, m.From, m.To)
 }

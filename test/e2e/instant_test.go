@@ -370,7 +370,7 @@ func testInstantMirror(t *testing.T, r roles, sealed bool) {
 
 	sent := func() (n uint64) {
 		for what, m := range d.b.Stats().Sync.MessagesSent {
-			if what == "data" || strings.HasPrefix(what, "CT_") {
+			if what == "data" || what == "compact" || strings.HasPrefix(what, "CT_") {
 				n += m
 			}
 		}

@@ -87,6 +87,11 @@ func (n *Node) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, r
 	return wire.AppendFlow(b, wire.Conntrackd, t, f, seq, &fl)
 }
 
+// AppendCompact makes no message: what all modes hold does not depend on it.
+func (n *Node) AppendCompact(b []byte, _ flow.Handle, _, _ wire.Seq, _ monotime.Time) ([]byte, bool) {
+	return b, false
+}
+
 func (n *Node) Dead(h flow.Handle) bool { return n.flows[h].dead }
 
 func (n *Node) Bucket(h flow.Handle) uint8 {
@@ -133,6 +138,9 @@ func (n *Node) held(owner uint8) *held {
 	}
 	return x
 }
+
+func (n *Node) Begin(uint8)                       {}
+func (n *Node) Follows(uint8, *wire.Message) bool { return false }
 
 func (n *Node) Doubt(owner uint8, m wire.Mask) {
 	x := n.held(owner)

@@ -299,8 +299,8 @@ func FuzzReceive(f *testing.F) {
 	var log []string
 	f.Add(uint64(20), w.table("B", 20, &log).AppendHello(1, nil, 1))
 	f.Add(uint64(20), wire.AppendStatus(nil, 1, 10, 2, 3, wire.AllBuckets, nil))
-	f.Add(uint64(20), wire.AppendHello(nil, 1, "B", wire.Standing{Role: wire.RolePrimary, Edition: 255}, []wire.Greet{{Session: 10, Heard: 1}}))
-	f.Add(uint64(10), wire.AppendHello(nil, 1, "A", wire.Standing{}, []wire.Greet{{Session: 10, Challenge: [16]byte{1}}}))
+	f.Add(uint64(20), wire.AppendHello(nil, 1, "B", wire.Standing{Role: wire.RolePrimary, Edition: 255}, 0, []wire.Greet{{Session: 10, Heard: 1}}))
+	f.Add(uint64(10), wire.AppendHello(nil, 1, "A", wire.Standing{}, 0, []wire.Greet{{Session: 10, Challenge: [16]byte{1}}}))
 	f.Fuzz(func(t *testing.T, session uint64, b []byte) {
 		var log []string
 		a := (&world{t: t}).table("A", 10, &log)

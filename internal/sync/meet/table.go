@@ -184,7 +184,7 @@ func (t *Table[T]) AppendHello(now monotime.Time, b []byte, seq wire.Seq) []byte
 	}
 	t.said, t.last, t.due = true, now, now.Add(helloInterval)
 	t.Stats.HelloSent++
-	return wire.AppendHello(b, seq, t.cfg.Name, t.self.Says(), t.greets)
+	return wire.AppendHello(b, seq, t.cfg.Name, t.self.Says(), 0, t.greets)
 }
 
 // Next returns when the next HELLO is due, 0 for at once.

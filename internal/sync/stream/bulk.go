@@ -54,6 +54,9 @@ func (m *Machine) appendBulk(now monotime.Time, out []byte, start, limit int) []
 	const markerLen = 28
 	if b.stage == bulkIdle && !b.next.Empty() {
 		*b = bulk{stage: bulkBeginning, id: b.id + 1, mask: b.next, begun: now}
+		if b.mask == wire.AllBuckets {
+			m.floor = m.next // all flows are told anew: what somebody lacks will not be missed
+		}
 	}
 	if b.stage == bulkBeginning {
 		switch {

@@ -20,6 +20,17 @@
 // again it is told so, and wants a bulk update. So memory is bounded whatever a
 // peer does, and with no peer at all nothing is kept.
 //
+// # Compact messages
+//
+// Most changes of a flow, and its end, are told by a message of 28 or 16 octets that names
+// the flow by its handle and the number of the message that told all of it, its base. A
+// receiver holds the flow as that base made it (Replica.Follows), and then the compact
+// message is as good as one with all of the flow; or it does not, for whatever reason, and
+// then the compact message is as good as lost, which is seen, asked for and repaired like any
+// loss: what is sent again tells all. So no state of a peer needs to be known before one is
+// sent. What else is done is to spare loss that can be foreseen: none refers to a message
+// before floor, since when all peers have counted.
+//
 // # Provably in step
 //
 // Both sides keep, for each of 128 buckets, the sum of the hashes of the flows in

@@ -14,6 +14,11 @@ type Store interface {
 	// AppendFlow appends the current state of h as one message: CT_DEL for a dead
 	// flow.
 	AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, replace bool, now monotime.Time) []byte
+	// AppendCompact appends the current state of h as one message that refers to that with
+	// number base, the last one that AppendFlow made of it: CT_END for a dead flow. It
+	// reports false, and appends nothing, if something has changed since that such a
+	// message does not tell.
+	AppendCompact(b []byte, h flow.Handle, seq, base wire.Seq, now monotime.Time) ([]byte, bool)
 	// Dead reports whether h has been destroyed.
 	Dead(h flow.Handle) bool
 	// Release says that the deletion of h need not be remembered any more: the
@@ -43,6 +48,12 @@ type Replica interface {
 	// Whole says that nothing older than what has come can come any more:
 	// deletions need not be remembered. It is called often.
 	Whole(owner uint8)
+	// Begin says that what comes of the owner from now on is of another session: numbers
+	// and handles of the one before mean nothing any more.
+	Begin(owner uint8)
+	// Follows reports whether a compact message of the owner refers to what is held: the
+	// message with number msg.Base is the last one that told all of the flow msg.Handle.
+	Follows(owner uint8, msg *wire.Message) bool
 	// Sums returns the sums of the hashes of what is held of the owner.
 	Sums(owner uint8) *[wire.Buckets]uint64
 }
@@ -95,6 +106,8 @@ const (
 // number.
 type slot struct {
 	hash       uint64   // of what was sent last, 0 if the peers hold nothing, or unsent
+	fixed      uint64   // wire.FlowHashes of message base
+	base       wire.Seq // number of the last message that told all, if others may refer to it, else 0
 	number     wire.Seq // inFlight: of the message; dirty: the ticket
 	prev, next flow.Handle
 	state      uint8
@@ -123,6 +136,8 @@ type Machine struct {
 	ticket    wire.Seq // of the flow that became dirty last
 	ring      []sent   // ring[n & mask] for base <= n < next
 	base      wire.Seq
+	floor     wire.Seq // messages before it may be unknown to a peer: none refers to them
+	compact   bool     // all peers that count understand messages that refer to others
 	flying    int
 	sums      [wire.Buckets]uint64
 	count     uint32 // flows in sums
@@ -169,6 +184,9 @@ type Stats struct {
 	DataSent, HelloSent, StatusSent, VoidSent, BulkSent, DigestSent                         uint64
 	DataReceived, HelloReceived, StatusReceived, VoidReceived, BulkReceived, DigestReceived uint64
 
+	CompactSent, CompactReceived uint64 // of DataSent and DataReceived, those that refer to another message
+	Unfollowed                   uint64 // those that refer to a message that has not come: taken for lost
+
 	Unmet      uint64 // from sessions that are not met
 	Unknown    uint64 // of kinds that are not known
 	Bad        uint64 // with flags or content that make no sense
@@ -208,7 +226,7 @@ func New(cfg Config, store Store, replica Replica) *Machine {
 	}
 	m := &Machine{
 		cfg: cfg, self: meet.NewSelf(), store: store, replica: replica,
-		next: cfg.FirstSeq, base: cfg.FirstSeq,
+		next: cfg.FirstSeq, base: cfg.FirstSeq, floor: cfg.FirstSeq,
 		ring: make([]sent, 1024),
 	}
 	m.found = m.bulkFound

@@ -132,7 +132,7 @@ func TestRepeat(t *testing.T) {
 	if f := flags(); len(f) != 1 || f[1] != 0 {
 		t.Errorf("a live change: %v", f)
 	}
-	f := simWire(7, 1)
+	f := simWire(7, 1, 1)
 	h.receive(wire.AppendFlow(nil, wire.Syncd, wire.CTNew, wire.FlagRepeat, h.seq, &f))
 	h.holds(7)
 }
@@ -254,13 +254,13 @@ func (h *hand) step(b []byte) []byte {
 		near = p.expected
 	}
 	var msg []byte
-	switch k := u8() % 20; k {
+	switch k := u8() % 23; k {
 	case 0:
 		var greets []wire.Greet
 		if p := m.find(session); p != nil {
 			greets = []wire.Greet{{Session: m.cfg.Session, Echo: p.challenge, Heard: u8() % 4}}
 		}
-		msg = wire.AppendHello(nil, number(near), string('A'+rune(u8()%4)), wire.Standing{Role: wire.Role(u8() % 4), Edition: u8()}, greets)
+		msg = wire.AppendHello(nil, number(near), string('A'+rune(u8()%4)), wire.Standing{Role: wire.Role(u8() % 4), Edition: u8()}, uint32(u8()), greets)
 	case 1, 2:
 		to := m.cfg.Session + uint64(u8()/250)
 		msg = wire.AppendStatus(nil, number(near), to, number(m.next-1), uint32(u8()%4), mask(), ranges(m.base))
@@ -271,8 +271,13 @@ func (h *hand) step(b []byte) []byte {
 	case 6:
 		msg = wire.AppendDigest(nil, number(near), 0, uint32(u8()%4), &[wire.Buckets]uint64{uint64(u8())})
 	case 7, 8, 9, 10, 11:
-		f := simWire(uint16(u8()), 0)
+		f := simWire(uint16(u8()), 0, 0)
 		msg = wire.AppendFlow(nil, wire.Syncd, wire.Type(k%3), wire.Flags(u8()/250), number(near), &f)
+		wire.SetHandle(msg, uint32(u8()%8))
+	case 20, 21:
+		msg = wire.AppendCTState(nil, number(near), uint32(1+u8()%8), number(near-8), flow.State{Word: flow.KnowsTimeout, Status: uint32(u8())})
+	case 22:
+		msg = wire.AppendCTEnd(nil, number(near), uint32(1+u8()%8), number(near-8))
 	case 12:
 		msg = append([]byte{0x10 | u8()%16, u8(), 0, 12}, take(8)...)
 	case 13:
@@ -300,8 +305,13 @@ func (h *hand) step(b []byte) []byte {
 		rd.Reset(msg)
 		var parsed wire.Message
 		for rd.Next(&parsed) {
-			if v, d := m.Receive(h.now, session, &parsed); v == wire.Deliver && d.Owner == 0 {
+			v, d := m.Receive(h.now, session, &parsed)
+			switch {
+			case v != wire.Deliver:
+			case d.Owner == 0:
 				h.t.Fatal("a flow of nobody")
+			default:
+				h.n.apply(&simDatagram{from: h.self, session: session}, d, &parsed)
 			}
 		}
 	}
@@ -319,7 +329,7 @@ type cacheOf struct {
 func newCacheOf(n int) *cacheOf {
 	c := &cacheOf{flows: make([]flow.Flow, n+1), dead: make([]bool, n+1)}
 	for i := range c.flows {
-		c.flows[i] = simWire(uint16(i), 1)
+		c.flows[i] = simWire(uint16(i), 1, 1)
 		c.flows[i].Orig.Src[3] = byte(i >> 16)
 	}
 	return c
@@ -332,14 +342,19 @@ func (c *cacheOf) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq
 	}
 	return wire.AppendFlow(b, wire.Syncd, t, f, seq, &c.flows[h])
 }
-func (c *cacheOf) Dead(h flow.Handle) bool          { return c.dead[h] }
-func (c *cacheOf) Release(h flow.Handle)            { c.dead[h] = false }
-func (c *cacheOf) Bucket(h flow.Handle) uint8       { return wire.Bucket(&c.flows[h].Orig) }
-func (c *cacheOf) Doubt(uint8, wire.Mask)           {}
-func (c *cacheOf) Sweep(uint8, wire.Mask)           {}
-func (c *cacheOf) Doubtful(uint8) wire.Mask         { return wire.Mask{} }
-func (c *cacheOf) Whole(uint8)                      {}
-func (c *cacheOf) Sums(uint8) *[wire.Buckets]uint64 { return &c.sums }
+func (c *cacheOf) AppendCompact(b []byte, _ flow.Handle, _, _ wire.Seq, _ monotime.Time) ([]byte, bool) {
+	return b, false
+}
+func (c *cacheOf) Begin(uint8)                       {}
+func (c *cacheOf) Follows(uint8, *wire.Message) bool { return false }
+func (c *cacheOf) Dead(h flow.Handle) bool           { return c.dead[h] }
+func (c *cacheOf) Release(h flow.Handle)             { c.dead[h] = false }
+func (c *cacheOf) Bucket(h flow.Handle) uint8        { return wire.Bucket(&c.flows[h].Orig) }
+func (c *cacheOf) Doubt(uint8, wire.Mask)            {}
+func (c *cacheOf) Sweep(uint8, wire.Mask)            {}
+func (c *cacheOf) Doubtful(uint8) wire.Mask          { return wire.Mask{} }
+func (c *cacheOf) Whole(uint8)                       {}
+func (c *cacheOf) Sums(uint8) *[wire.Buckets]uint64  { return &c.sums }
 func (c *cacheOf) Walk(from flow.Handle, max int, fn func(flow.Handle) bool) flow.Handle {
 	for h := from; int(h) < len(c.flows); h++ {
 		if max--; max < 0 {
@@ -367,7 +382,7 @@ const benchPeer = 4711
 func newBench(flows int) *bench {
 	b := &bench{c: newCacheOf(flows), now: 1, out: make([]byte, 0, 4096)}
 	b.m = New(Config{Name: "N", Session: 1, Random: func([]byte) {}}, b.c, b.c)
-	b.receive(wire.AppendHello(nil, 0, "P", wire.Standing{}, []wire.Greet{{Session: 1}}))
+	b.receive(wire.AppendHello(nil, 0, "P", wire.Standing{}, 0, []wire.Greet{{Session: 1}}))
 	q := wire.AppendBulk(nil, wire.BulkBegin, 0, 1, wire.AllBuckets)
 	b.receive(wire.AppendBulk(q, wire.BulkEnd, 1, 1, wire.AllBuckets))
 	b.status()

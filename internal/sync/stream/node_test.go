@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 
 	"syncd/internal/flow"
@@ -10,8 +11,10 @@ import (
 )
 
 // node is one machine with the least of an engine around it: flows are told apart
-// by their source port. Their state is their mark, which counts the changes on the
-// node, so that of two states of a flow the greater one is the newer.
+// by their source port. Their version counts the changes on the node, so that of two
+// versions of a flow the greater one is the newer. It stands in their status, so that a
+// compact message tells it; that of the last change that such a message does not tell
+// stands in their mark.
 type node struct {
 	w       *network
 	name    string
@@ -24,15 +27,20 @@ type node struct {
 	down    bool
 	session uint64
 	changes uint32
-	// applied has the newest state that was applied of each flow, by session.
+	old     bool // it is of a version that knows of no compact messages
+	// applied has the newest version that was applied of each flow, by session.
 	applied map[uint64]map[uint16]uint32
-	msg     wire.Message // scratch
+	// told has what each message of the session said.
+	told map[wire.Seq]simFlow
+	msg  wire.Message // scratch
 }
 
 type simFlow struct {
 	port       uint16
 	mark       uint32
+	version    uint32
 	used, dead bool
+	altered    bool // in its mark, since AppendFlow told of it
 }
 
 // held is what a node holds of one owner.
@@ -43,15 +51,17 @@ type held struct {
 	graves  map[uint16]wire.Seq
 	sweep   wire.Mask // under way for so many steps
 	steps   int
-	hoards  bool // flawSweep
+	hoards  bool              // flawSweep
+	names   map[uint32]uint16 // ports by handle of the owner
 }
 
 type entry struct {
-	seq    wire.Seq
-	mark   uint32
-	hash   uint64
-	bucket uint8
-	doubt  bool
+	seq, base     wire.Seq
+	mark, version uint32
+	hash          uint64
+	fixed         uint32
+	bucket        uint8
+	doubt         bool
 }
 
 type simDatagram struct {
@@ -59,14 +69,15 @@ type simDatagram struct {
 	from    *node
 	session uint64
 	b       []byte
+	told    map[wire.Seq]simFlow // what the session's messages said; nil: not known
 }
 
-func simWire(port uint16, mark uint32) flow.Flow {
+func simWire(port uint16, mark, version uint32) flow.Flow {
 	var f flow.Flow
 	f.Orig = flow.Tuple{Family: flow.IPv4, Proto: flow.TCP, SrcPort: port, DstPort: 80}
 	f.Reply, _ = f.Orig.Inverse()
 	f.Has = flow.HasMark | flow.HasStatus | flow.HasTimeout
-	f.Mark = mark
+	f.Mark, f.Status = mark, version
 	return f
 }
 
@@ -78,19 +89,37 @@ func (n *node) AppendFlow(b []byte, h flow.Handle, f wire.Flags, seq wire.Seq, _
 	if f != 0 || seq != n.m.next {
 		panic("flags or a number that are not the stream's")
 	}
-	fl := simWire(s.port, s.mark)
+	fl := simWire(s.port, s.mark, s.version)
 	fl.Timeout = uint32(now / 1e9)
 	t := wire.CTNew
 	if s.dead {
 		t = wire.CTDel
 	}
+	s.altered = false
+	n.told[seq] = *s
 	return wire.AppendFlow(b, wire.Syncd, t, f, seq, &fl)
+}
+
+func (n *node) AppendCompact(b []byte, h flow.Handle, seq, base wire.Seq, now monotime.Time) ([]byte, bool) {
+	s := &n.flows[h]
+	if !s.used || seq != n.m.next || n.old {
+		panic(fmt.Sprintf("%s sends flow %d, used %v, with number %d", n.name, h, s.used, seq))
+	}
+	if s.altered && !s.dead {
+		return b, false
+	}
+	n.told[seq] = *s
+	if s.dead {
+		return wire.AppendCTEnd(b, seq, uint32(h), base), true
+	}
+	st := flow.State{Word: flow.KnowsTimeout, Status: s.version, Timeout: uint32(now / 1e9)}
+	return wire.AppendCTState(b, seq, uint32(h), base, st), true
 }
 
 func (n *node) Dead(h flow.Handle) bool { return n.flows[h].dead }
 
 func (n *node) Bucket(h flow.Handle) uint8 {
-	f := simWire(n.flows[h].port, 0)
+	f := simWire(n.flows[h].port, 0, 0)
 	return wire.Bucket(&f.Orig)
 }
 
@@ -122,7 +151,7 @@ func (n *node) Walk(from flow.Handle, max int, fn func(flow.Handle) bool) flow.H
 func (n *node) held(owner uint8) *held {
 	x := n.owners[owner]
 	if x == nil {
-		x = &held{entries: map[uint16]*entry{}, graves: map[uint16]wire.Seq{}, hoards: n.w.flaw == flawSweep}
+		x = &held{entries: map[uint16]*entry{}, graves: map[uint16]wire.Seq{}, hoards: n.w.flaw == flawSweep, names: map[uint32]uint16{}}
 		n.owners[owner] = x
 	}
 	return x
@@ -173,11 +202,40 @@ func (n *node) Sums(owner uint8) *[wire.Buckets]uint64 { return &n.held(owner).s
 
 func (n *node) Whole(owner uint8) { clear(n.held(owner).graves) }
 
+func (n *node) Begin(owner uint8) { clear(n.held(owner).names) }
+
+func (n *node) Follows(owner uint8, msg *wire.Message) bool {
+	x := n.held(owner)
+	e := x.entries[x.names[msg.Handle]]
+	return e != nil && (e.base == msg.Base || n.w.flaw == flawBase)
+}
+
+// spell makes what a compact message says what the one with all of the flow would have
+// said.
+func (x *held) spell(msg *wire.Message) {
+	port := x.names[msg.Handle]
+	e := x.entries[port]
+	msg.Flow = simWire(port, e.mark, msg.State.Status)
+	was := flow.State{Word: flow.KnowsTimeout, Status: e.version}
+	msg.Hash, msg.Fixed = wire.ChangeState(e.hash, e.fixed, was, msg.State), uint64(e.fixed)
+	if msg.Type == wire.CTEnd {
+		msg.Flow.Status = math.MaxUint32 // it is not told
+	}
+}
+
 func (n *node) apply(from *simDatagram, d wire.Delivery, msg *wire.Message) {
 	if name := n.m.OwnerName(d.Owner); name != from.from.name {
 		n.w.failf("%s applies a flow of %s to %q", n.name, from.from.name, name)
 	}
 	x := n.held(d.Owner)
+	base := msg.Seq
+	if msg.Handle == 0 {
+		base = 0
+	}
+	if msg.IsCompact() {
+		x.spell(msg)
+		base = msg.Base
+	}
 	port := msg.Flow.Orig.SrcPort
 	doubt := false
 	late := d.Late && n.w.flaw != flawLate
@@ -196,11 +254,17 @@ func (n *node) apply(from *simDatagram, d wire.Delivery, msg *wire.Message) {
 		applied = map[uint16]uint32{}
 		n.applied[from.session] = applied
 	}
-	if msg.Flow.Mark < applied[port] {
-		n.w.failf("%s: flow %d of %s goes back from %d to %d", n.name, port, from.from.name, applied[port], msg.Flow.Mark)
+	version, dead := msg.Flow.Status, msg.Type == wire.CTDel || msg.Type == wire.CTEnd
+	if version < applied[port] {
+		n.w.failf("%s: flow %d of %s goes back from %d to %d", n.name, port, from.from.name, applied[port], version)
 	}
-	applied[port] = msg.Flow.Mark
-	if msg.Type == wire.CTDel {
+	if said := from.told[msg.Seq]; from.told != nil && (said.port != port || said.dead != dead || !dead && (said.mark != msg.Flow.Mark || said.version != version)) {
+		n.w.failf("%s takes %v for flow %d of %s with mark %d, version %d; it is %+v", n.name, msg.Type, port, from.from.name, msg.Flow.Mark, version, said)
+	}
+	if version != math.MaxUint32 {
+		applied[port] = version
+	}
+	if dead {
 		if d.Remember {
 			x.graves[port] = msg.Seq
 		}
@@ -213,14 +277,30 @@ func (n *node) apply(from *simDatagram, d wire.Delivery, msg *wire.Message) {
 	} else if x.doubt.Has(b) {
 		doubt = true
 	}
-	x.entries[port] = &entry{seq: msg.Seq, mark: msg.Flow.Mark, hash: msg.Hash, bucket: b, doubt: doubt}
+	x.entries[port] = &entry{seq: msg.Seq, base: base, mark: msg.Flow.Mark, version: version, hash: msg.Hash, fixed: uint32(msg.Fixed), bucket: b, doubt: doubt}
 	x.sums[b] += msg.Hash
+	if msg.Handle != 0 {
+		x.names[msg.Handle] = port
+	}
 }
 
 // change creates, updates or destroys the flow with this port.
 func (n *node) change(r *rand.Rand, port uint16) {
 	h, ok := n.byPort[port]
-	n.set(port, ok && !n.flows[h].dead && r.IntN(3) == 0)
+	ok = ok && !n.flows[h].dead
+	if dead := ok && r.IntN(3) == 0; ok && !dead && n.changes%3 > 0 {
+		n.pass(port)
+	} else {
+		n.set(port, dead)
+	}
+}
+
+// pass gives the flow with this port, which is alive, a new state and nothing else.
+func (n *node) pass(port uint16) {
+	h := n.byPort[port]
+	n.changes++
+	n.flows[h].version = n.changes
+	n.m.Enqueue(h, false)
 }
 
 // set gives the flow with this port a new state, or destroys it.
@@ -236,7 +316,11 @@ func (n *node) set(port uint16, dead bool) {
 		n.byPort[port] = h
 	}
 	n.changes++
-	n.flows[h] = simFlow{port: port, mark: n.changes, used: true, dead: dead}
+	s := &n.flows[h]
+	if !dead {
+		s.mark, s.altered = n.changes, true
+	}
+	s.port, s.version, s.used, s.dead = port, n.changes, true, dead
 	n.m.Enqueue(h, false)
 }
 
@@ -273,7 +357,7 @@ func (n *node) start(cfg Config, keep bool) {
 	oldM, oldHeld := n.m, n.owners
 	n.flows, n.free, n.byPort = []simFlow{{}}, nil, map[uint16]flow.Handle{}
 	n.owners, n.inbox = map[uint8]*held{}, nil
-	n.applied = map[uint64]map[uint16]uint32{}
+	n.applied, n.told = map[uint64]map[uint16]uint32{}, map[wire.Seq]simFlow{}
 	n.session = r.Uint64() | 1
 	cfg.Name, cfg.Session = n.name, n.session
 	cfg.Random = func(b []byte) {
@@ -286,7 +370,7 @@ func (n *node) start(cfg Config, keep bool) {
 		if s.used && !s.dead {
 			h := flow.Handle(len(n.flows))
 			n.byPort[s.port] = h
-			n.flows = append(n.flows, simFlow{port: s.port, mark: s.mark, used: true})
+			n.flows = append(n.flows, simFlow{port: s.port, mark: s.mark, version: s.version, used: true, altered: true})
 			n.m.Enqueue(h, false)
 		}
 	}
@@ -295,8 +379,9 @@ func (n *node) start(cfg Config, keep bool) {
 			if x, name := oldHeld[o], oldM.OwnerName(o); x != nil && name != "" {
 				x.sweepNow()
 				x.doubt = wire.AllBuckets
+				clear(x.names)
 				for _, e := range x.entries {
-					e.doubt = true
+					e.doubt, e.base = true, 0
 					x.sums[e.bucket] -= e.hash
 					e.hash = 0 // the new session hashes differently
 				}
@@ -316,7 +401,13 @@ func (n *node) receive(now monotime.Time, d *simDatagram) {
 			n.w.failf("fault %v", msg.Fault)
 			continue
 		}
+		if msg.IsCompact() && n.old {
+			continue // a type that makes no sense to it
+		}
 		if msg.Type == wire.SyncCtl {
+			if msg.Sync.Kind == wire.Hello && (n.old || d.from.old) {
+				msg.Sync.Features = 0
+			}
 			if n.w.flaw == flawDigest && msg.Sync.Kind == wire.Digest {
 				msg.Sync.Sums = *n.Sums(n.m.AddOwner(d.from.name))
 			}

@@ -19,6 +19,7 @@ type peer struct {
 	challenge [16]byte  // that we want echoed
 	theirs    [16]byte  // that it wants echoed
 	role      meet.View // what it says of its role; zero until it is met
+	compact   bool      // it understands messages that refer to others
 
 	// Its stream, as we follow it. Valid if met.
 	expected   wire.Seq
@@ -134,6 +135,7 @@ func (m *Machine) meet(now monotime.Time, p *peer, seq wire.Seq) {
 	}
 	p.met, p.owner = true, owner
 	m.cfg.Meet(p.session)
+	m.replica.Begin(owner)
 	p.expected = seq
 	p.wanted = wire.AllBuckets
 	p.statusDue = now

@@ -9,11 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"syncd/internal/flow"
 	"syncd/internal/monotime"
 	"syncd/internal/wire"
 )
 
-// sentences are those of docs/protocol.md, sections 3 to 6, each with its proof.
+// sentences are those of docs/protocol.md, sections 3 to 6 and 11, each with its proof.
 var sentences = []struct {
 	quote string
 	proof func(t *testing.T)
@@ -64,7 +65,7 @@ var sentences = []struct {
 		wrong[15]++
 		h.hello(wire.Greet{Session: h.n.session, Echo: wrong})
 		h.hello(wire.Greet{Session: h.n.session + 1, Echo: right})
-		h.receiveFrom(99, wire.AppendHello(nil, 7, "Q", wire.Standing{}, []wire.Greet{{Session: h.n.session, Echo: right}}))
+		h.receiveFrom(99, wire.AppendHello(nil, 7, "Q", wire.Standing{}, 0, []wire.Greet{{Session: h.n.session, Echo: right}}))
 		for _, p := range h.n.m.peers {
 			if p.met || p.session != h.session && p.challenge == right {
 				t.Errorf("%s: met %v, challenge %x", p.name, p.met, p.challenge)
@@ -93,7 +94,7 @@ var sentences = []struct {
 		h.meet()
 		for s := uint64(1000); s < 1050; s++ {
 			h.at(time.Millisecond)
-			h.receiveFrom(s, wire.AppendHello(nil, 1, "X", wire.Standing{}, nil))
+			h.receiveFrom(s, wire.AppendHello(nil, 1, "X", wire.Standing{}, 0, nil))
 		}
 		m := h.n.m
 		if len(m.peers) != 32 || m.find(h.session) == nil || m.find(1049) == nil || m.find(1019) == nil || m.find(1018) != nil {
@@ -159,7 +160,7 @@ var sentences = []struct {
 		h.says(wire.Standing{Role: wire.RolePrimary, Edition: 7}, 0)
 		is(wire.RoleUnsaid)
 		heard(0)
-		h.receive(wire.AppendHello(nil, h.seq, "P", wire.Standing{Role: wire.RoleBackup, Edition: 6}, []wire.Greet{{Session: h.n.session, Echo: h.peer().challenge}}))
+		h.receive(wire.AppendHello(nil, h.seq, "P", wire.Standing{Role: wire.RoleBackup, Edition: 6}, 0, []wire.Greet{{Session: h.n.session, Echo: h.peer().challenge}}))
 		is(wire.RoleBackup) // what was said before it was met is nothing
 		heard(6)
 		// "when it hears of a change of another's": at once, and once.
@@ -747,6 +748,216 @@ var sentences = []struct {
 			t.Error("after an agreement it does not want at once")
 		}
 	}},
+	{"(3.11) The features are what a node understands that others may not: 1 the messages of section 11. Other bits are 0 and not looked at. A HELLO that ends before them has none.", func(t *testing.T) {
+		h := newHand(t, Config{})
+		h.meet()
+		if s := h.sentKind(wire.Hello); len(s) == 0 || s[0].Features != 1 {
+			t.Errorf("%d HELLOs without the feature", len(s))
+		}
+		for _, c := range []struct {
+			features uint32
+			want     bool
+		}{{0, false}, {1, true}, {0xfffffffe, false}, {0xffffffff, true}} {
+			h.features(c.features)
+			if h.peer().compact != c.want {
+				t.Errorf("features %#x: %v", c.features, h.peer().compact)
+			}
+		}
+		b := wire.AppendHello(nil, h.seq, "P", wire.Standing{}, 1, []wire.Greet{{Session: h.n.session}})
+		b = b[:len(b)-4]
+		b[3] -= 4
+		if h.receive(b); h.peer().compact {
+			t.Error("a HELLO without features has one")
+		}
+	}},
+	{"(11.2) The handle is a number that the sender has given to the flow, from 1 up, small ones first. It means no other flow before every peer that counts has the end of this one.", func(t *testing.T) {
+		h := newCompactHand(t)
+		h.n.set(10, false)
+		h.n.set(11, false)
+		m := h.sent()
+		if len(m) != 2 || m[0].Handle != 1 || m[1].Handle != 2 {
+			t.Fatalf("%d messages", len(m))
+		}
+		h.n.set(10, true)
+		h.n.set(12, false)
+		if m := h.sent(); len(m) != 2 || m[0].Type != wire.CTEnd || m[0].Handle != 1 || m[1].Handle != 3 {
+			t.Errorf("%d messages, the first %v", len(m), m[0].Type)
+		}
+		h.status(h.n.m.next-1, nil)
+		h.n.set(13, false)
+		if m := h.sent(); len(m) != 1 || m[0].Handle != 1 {
+			t.Errorf("the end is known, and the next flow has handle %d", m[0].Handle)
+		}
+	}},
+	{"(11.3) The base is the number of the last message of type 0 or 1 about the flow. It is never 0.", func(t *testing.T) {
+		h := newCompactHand(t)
+		for h.n.m.next != 0 { // the numbers wrap
+			h.n.set(9, false)
+			h.sent()
+		}
+		h.n.set(1, false)
+		if m := h.sent(); len(m) != 1 || m[0].Seq != 0 {
+			t.Fatalf("%d messages", len(m))
+		}
+		h.n.pass(1)
+		base := h.n.m.next
+		if m := h.sent(); len(m) != 1 || m[0].Type != wire.CTNew {
+			t.Errorf("%v refers to number 0", m[0].Type)
+		}
+		for range 3 {
+			h.n.pass(1)
+			if m := h.sent(); len(m) != 1 || m[0].Type != wire.CTState || m[0].Base != base || m[0].State.Status != h.n.changes {
+				t.Errorf("%d messages, the first %v", len(m), m[0].Type)
+			}
+		}
+		h.n.set(1, false)
+		base = h.n.m.next
+		h.sent()
+		h.n.pass(1)
+		if m := h.sent(); len(m) != 1 || m[0].Base != base {
+			t.Errorf("%v refers to %d, not %d", m[0].Type, m[0].Base, base)
+		}
+	}},
+	{"(11.4) CT_STATE says that the flow is what its base said, with this state; CT_END that it has ended. A sender sends a CT_STATE only if nothing else has changed since the base, and the bits 0x180 of the status have not.", func(t *testing.T) {
+		// Which changes are which is the store's to say: see TestAlteredBy of the cache and
+		// TestCompactTellsAll of the engine.
+		h := newCompactHand(t)
+		h.n.set(1, false)
+		h.sent()
+		h.n.pass(1)
+		h.n.set(1, false)
+		h.n.pass(1)
+		if m := h.sent(); len(m) != 1 || m[0].Type != wire.CTNew || m[0].Flow.Mark != h.n.changes-1 {
+			t.Errorf("%d messages, the first %v", len(m), m[0].Type)
+		}
+		// What did not fit into a datagram is told whole by the next one, whatever happens
+		// in between.
+		h.n.set(2, false)
+		h.sent()
+		h.n.set(1, false)
+		h.n.set(2, false)
+		h.n.m.AppendDatagram(h.now, nil, 100)
+		if h.n.m.dirty != 1 {
+			t.Fatalf("%d left", h.n.m.dirty)
+		}
+		h.n.pass(2)
+		if m := h.sent(); len(m) != 1 || m[0].Type != wire.CTNew {
+			t.Errorf("%d messages, the first %v", len(m), m[0].Type)
+		}
+	}},
+	{"(11.5) A sender sends them only while all peers that count have said in HELLO that they understand them, and refers to no message before the last time that a peer began to count, or a bulk update of all buckets began. A flow that becomes due again by (4.6), or is part of a bulk update, is told by a message of type 0 to 2.", func(t *testing.T) {
+		h := newCompactHand(t)
+		m := h.n.m
+		h.n.set(1, false)
+		h.sent()
+		change := func(want wire.Type, why string) {
+			t.Helper()
+			h.n.pass(1)
+			if got := h.sentData(); len(got) != 1 || got[0].Type != want {
+				t.Fatalf("%s: %d messages, want one %v", why, len(got), want)
+			}
+		}
+		change(wire.CTState, "as it should be")
+		h.features(0)
+		change(wire.CTNew, "a peer that does not understand it")
+		h.features(1)
+		change(wire.CTState, "it does again")
+		q := m.next - 1
+		h.status(q, []wire.Range{{From: q, To: q}})
+		if got := h.sentData(); len(got) != 1 || got[0].Type != wire.CTNew {
+			t.Errorf("what is missing: %d messages", len(got))
+		}
+		change(wire.CTState, "after it")
+		m.leaveOut(h.peer())
+		h.status(m.next-1, nil)
+		change(wire.CTNew, "a peer that begins to count")
+		change(wire.CTState, "after that")
+		h.status(m.next-1, nil)
+		begin := m.next
+		m.Bulk()
+		if got := h.sentData(); len(got) != 1 || got[0].Type != wire.CTNew || got[0].Flags != wire.FlagRepeat {
+			t.Errorf("in a bulk update: %d messages", len(got))
+		}
+		if m.floor != begin {
+			t.Errorf("after the beginning of a bulk update it refers to numbers from %d, not %d", m.floor, begin)
+		}
+		change(wire.CTState, "after it")
+		m.leaveOut(h.peer())
+		h.status(m.base-9, nil)
+		lost := m.next
+		if m.floor != lost {
+			t.Errorf("after a peer began to count it refers to numbers from %d, not %d", m.floor, lost)
+		}
+	}},
+	{"(11.6) A receiver knows of every flow the number of the message of type 0 or 1 that it holds of it, if that has a handle. If it holds a flow with this handle and this number, the message does what one with all of the flow would have done, for everything that this page says.", func(t *testing.T) {
+		h := newHand(t, Config{})
+		h.meet()
+		h.bulk(1)
+		q := h.peer().expected
+		h.named(q, 1, 100, 7)
+		h.state(q+1, 7, q, 101)
+		if e := h.held().entries[1]; e == nil || e.mark != 100 || e.version != 101 || e.seq != q+1 {
+			t.Fatalf("%+v", e)
+		}
+		// It confirms, it can be late, and a digest agrees with it.
+		h.receive(wire.AppendBulk(nil, wire.BulkBegin, q+2, 2, wire.AllBuckets))
+		h.state(q+4, 7, q, 103)
+		h.state(q+3, 7, q, 102)
+		if e := h.held().entries[1]; e.doubt || e.version != 103 {
+			t.Errorf("%+v", e)
+		}
+		f := simWire(1, 100, 103)
+		var sums [wire.Buckets]uint64
+		sums[bucketOf(1)] = wire.FlowHash(h.session, wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, 0, &f))
+		h.receive(wire.AppendBulk(nil, wire.BulkEnd, q+5, 2, wire.AllBuckets))
+		h.holds(1)
+		h.digest(0, &sums)
+		if h.peer().differed || h.peer().proven != h.now {
+			t.Error("the digest does not agree")
+		}
+		h.receive(wire.AppendCTEnd(nil, h.peer().expected, 7, q))
+		h.missing()
+		h.holds()
+	}},
+	{"(11.7) If it does not, the number of the message is missing, as if it had not come. If it could not keep what the base said for want of room, a CT_STATE counts as come and does nothing.", func(t *testing.T) {
+		// The second sentence is TestCompactOfRefused of the engine.
+		h := newHand(t, Config{})
+		h.meet()
+		h.bulk(1)
+		q := h.peer().expected
+		h.named(q, 1, 100, 7)
+		h.state(q+1, 8, q, 101) // another handle
+		h.missing(q+1, q+1)
+		h.state(q+2, 7, q-1, 102) // another base
+		h.state(q+3, 7, q, 103)
+		h.receive(wire.AppendCTEnd(nil, q+5, 9, q)) // a number is lost before it
+		h.missing(q+1, q+2, q+4, q+5)
+		if e := h.held().entries[1]; e.version != 103 {
+			t.Errorf("%+v", e)
+		}
+		h.at(minPatience)
+		h.wantStatus(q+5, 2)
+		h.state(q+2, 7, q-1, 102) // once more, and once that it fits
+		h.missing(q+1, q+2, q+4, q+5)
+		h.state(q+2, 7, q, 102)
+		h.missing(q+1, q+1, q+4, q+5)
+		h.state(q+2, 7, q-1, 102) // it has come: this is nothing but a copy
+		h.missing(q+1, q+1, q+4, q+5)
+		if s := &h.n.m.Stats; s.Unfollowed != 4 || s.CompactReceived != 2 || s.Before != 1 {
+			t.Errorf("%+v", s)
+		}
+	}},
+	{"(11.8) What is known of handles and of numbers to refer to is forgotten when another session of the name is met.", func(t *testing.T) {
+		h := newHand(t, Config{})
+		h.meet()
+		h.bulk(1)
+		q := h.peer().expected
+		h.named(q, 1, 100, 7)
+		h.session, h.seq = 4712, q+1
+		h.meet()
+		h.state(q+1, 7, q, 101)
+		h.missing(q+1, q+1)
+	}},
 }
 
 func TestProtocol(t *testing.T) {
@@ -765,7 +976,7 @@ func TestProtocol(t *testing.T) {
 		}
 		t.Run(number, s.proof)
 	}
-	for _, number := range regexp.MustCompile(`(?m)^\([3-6]\.\d+\)`).FindAllString(page, -1) {
+	for _, number := range regexp.MustCompile(`(?m)^\(([3-6]\.\d+|11\.[2-9])\)`).FindAllString(page, -1) {
 		if !proven[number] {
 			t.Errorf("no proof of sentence %s", number)
 		}
@@ -810,12 +1021,12 @@ func (h *hand) receiveFrom(session uint64, b []byte) {
 }
 
 func (h *hand) hello(greets ...wire.Greet) {
-	h.receive(wire.AppendHello(nil, h.seq, "P", wire.Standing{}, greets))
+	h.receive(wire.AppendHello(nil, h.seq, "P", wire.Standing{}, 0, greets))
 }
 
 // says lets the peer say its role, and which one of ours it has heard of.
 func (h *hand) says(s wire.Standing, heard uint8) {
-	h.receive(wire.AppendHello(nil, h.seq, "P", s, []wire.Greet{{Session: h.n.session, Heard: heard}}))
+	h.receive(wire.AppendHello(nil, h.seq, "P", s, 0, []wire.Greet{{Session: h.n.session, Heard: heard}}))
 }
 
 func (h *hand) meet() {
@@ -828,12 +1039,47 @@ func (h *hand) meet() {
 }
 
 func (h *hand) data(seq wire.Seq, port uint16, mark uint32, dead bool) {
-	f := simWire(port, mark)
+	f := simWire(port, mark, mark)
 	typ := wire.CTNew
 	if dead {
 		typ = wire.CTDel
 	}
 	h.receive(wire.AppendFlow(nil, wire.Syncd, typ, 0, seq, &f))
+}
+
+// newCompactHand returns one whose peer counts, has everything and understands compact
+// messages.
+func newCompactHand(t testing.TB) *hand {
+	h := newHand(t, Config{})
+	h.n.flows = h.n.flows[:1]
+	h.meet()
+	h.features(wire.FeatureCompact)
+	h.status(h.n.m.next-1, nil)
+	h.sent()
+	return h
+}
+
+// features lets the peer say what it understands.
+func (h *hand) features(f uint32) {
+	h.receive(wire.AppendHello(nil, h.seq, "P", wire.Standing{}, f, []wire.Greet{{Session: h.n.session}}))
+}
+
+// named is data with a handle.
+func (h *hand) named(seq wire.Seq, port uint16, mark, handle uint32) {
+	f := simWire(port, mark, mark)
+	b := wire.AppendFlow(nil, wire.Syncd, wire.CTNew, 0, seq, &f)
+	wire.SetHandle(b, handle)
+	h.receive(b)
+}
+
+// state is a CT_STATE.
+func (h *hand) state(seq wire.Seq, handle uint32, base wire.Seq, version uint32) {
+	h.receive(wire.AppendCTState(nil, seq, handle, base, flow.State{Word: flow.KnowsTimeout, Status: version}))
+}
+
+// sentData returns the data messages that the node sends now.
+func (h *hand) sentData() []wire.Message {
+	return slices.DeleteFunc(h.sent(), func(m wire.Message) bool { return !m.IsData() })
 }
 
 // bulk is a whole bulk update without flows.
@@ -923,7 +1169,7 @@ func (h *hand) holds(ports ...uint16) {
 }
 
 func bucketOf(port uint16) uint8 {
-	f := simWire(port, 0)
+	f := simWire(port, 0, 0)
 	return wire.Bucket(&f.Orig)
 }
 

@@ -16,7 +16,7 @@ func (m *Machine) Receive(now monotime.Time, session uint64, msg *wire.Message) 
 		m.Stats.Bad++
 		return wire.Bad, d
 	}
-	data := msg.Type <= wire.ExpDel
+	data := msg.IsData()
 	flags := msg.Flags &^ wire.FlagRepeat
 	switch {
 	case data && msg.Fault == wire.FaultPayload && flags == 0: // its number is good
@@ -41,9 +41,21 @@ func (m *Machine) Receive(now monotime.Time, session uint64, msg *wire.Message) 
 		m.receiveAside(now, p, msg)
 		return wire.Control, d
 	}
-	if msg.Seq.Before(p.expected) {
+	late := msg.Seq.Before(p.expected)
+	missing := late && contains(p.missing, msg.Seq)
+	if msg.IsCompact() && msg.Fault == wire.FaultNone && (missing || !late) && !m.replica.Follows(p.owner, msg) {
+		// What it refers to has not come, or is not what is held of the flow any more. It is
+		// as good as lost: the sender will tell all of the flow.
+		m.Stats.Unfollowed++
+		if !late {
+			m.see(now, p, msg.Seq)
+			m.miss(now, p, msg.Seq)
+		}
+		return wire.Drop, d
+	}
+	if late {
 		d.Late = true
-		if !contains(p.missing, msg.Seq) {
+		if !missing {
 			if m.Stats.Before++; p.expected.Sub(msg.Seq) < int32(m.cfg.AckWindow) {
 				p.patience = min(2*p.patience, maxPatience) // given up too soon, perhaps
 			}
@@ -66,6 +78,9 @@ func (m *Machine) Receive(now monotime.Time, session uint64, msg *wire.Message) 
 		return wire.Bad, d
 	}
 	m.Stats.DataReceived++
+	if msg.IsCompact() {
+		m.Stats.CompactReceived++
+	}
 	d.Confirms = p.bulkSeen == 0 || p.bulkAt.Before(msg.Seq)
 	d.Remember = !p.whole()
 	return wire.Deliver, d
@@ -114,6 +129,7 @@ func (m *Machine) receiveHello(now monotime.Time, session uint64, msg *wire.Mess
 	}
 	p.heard = now
 	s := msg.Sync
+	p.compact = s.Features&wire.FeatureCompact != 0
 	if !p.met {
 		p.name = nameOf(&s.Name)
 	}
@@ -181,6 +197,19 @@ func (m *Machine) see(now monotime.Time, p *peer, seq wire.Seq) {
 	if at := now.Add(p.patience); p.statusDue == 0 || at < p.statusDue {
 		p.statusDue = at
 	}
+}
+
+// miss makes the number after the last one of the peer's stream missing. It is not late, so
+// that one range may have it together with those before.
+func (m *Machine) miss(now monotime.Time, p *peer, seq wire.Seq) {
+	if k := len(p.missing) - 1; k >= 0 && p.missing[k].To == seq-1 {
+		p.missing[k].To = seq
+	} else {
+		p.missing = append(p.missing, gap{wire.Range{From: seq, To: seq}, now})
+	}
+	p.expected = seq + 1
+	m.bound(p)
+	p.statusDue = monotime.Earliest(p.statusDue, now.Add(p.patience))
 }
 
 // bound gives up on what is missing if it is too much to list, or if its numbers
@@ -353,6 +382,7 @@ func (m *Machine) receiveStatus(now monotime.Time, p *peer, s *wire.Sync) {
 			p.covered, p.lostAt = m.next-1, m.next
 		}
 		m.digestDue = now // what changed while it did not count was not kept
+		m.floor = m.next  // what it has of before is not known
 	}
 	if p.losing {
 		p.losing = (s.Last + 1).Before(p.lostAt) || m.next.Before(s.Last+1) || s.N > 0 && s.Ranges[0].From.Before(p.lostAt)
@@ -413,7 +443,9 @@ func (m *Machine) lack(r wire.Range) {
 		case e.h != 0:
 			m.Stats.Resent++
 			m.flying--
-			m.push(e.h, m.slot(e.h))
+			s := m.slot(e.h)
+			s.base = 0 // what is sent again tells all
+			m.push(e.h, s)
 		case e.kind == wire.BulkEnd && m.bulk.stage == bulkIdle:
 			m.bulk.stage = bulkEnding // its end leaves again
 			m.bulk.ticket = m.ticket

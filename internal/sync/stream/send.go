@@ -26,7 +26,8 @@ func (m *Machine) Enqueue(h flow.Handle, _ bool) {
 func (m *Machine) Warm(flows []flow.Handle) {
 	for _, h := range flows {
 		if c := int(h / chunkLen); c < len(m.slots) {
-			m.warmed += uint64(m.slots[c][h%chunkLen].number)
+			s := &m.slots[c][h%chunkLen]
+			m.warmed += s.hash + uint64(s.state) // its beginning and its end
 		}
 	}
 }
@@ -134,6 +135,7 @@ func (m *Machine) AppendDatagram(now monotime.Time, b []byte, limit int) []byte 
 		m.drop()
 		return b
 	}
+	m.lookCompact()
 	b, full := m.appendDirty(now, b, start, limit)
 	if full || m.queueFull() {
 		return b
@@ -174,7 +176,7 @@ func (m *Machine) appendHello(now monotime.Time, b []byte) []byte {
 		m.digestDue = now // goes along: each word that is said alone wakes both nodes
 	}
 	m.Stats.HelloSent++
-	return wire.AppendHello(b, m.next, m.cfg.Name, m.self.Says(), m.greets)
+	return wire.AppendHello(b, m.next, m.cfg.Name, m.self.Says(), wire.FeatureCompact, m.greets)
 }
 
 func (m *Machine) appendStatus(now monotime.Time, b []byte, p *peer) []byte {
@@ -235,24 +237,55 @@ func (m *Machine) appendDirty(now monotime.Time, b []byte, start, limit int) (_ 
 // appendFlow appends the message of one flow if it fits; repeat says that every peer
 // has what was sent last. The caller sets the state.
 func (m *Machine) appendFlow(b []byte, start, limit int, h flow.Handle, s *slot, repeat bool, now monotime.Time) ([]byte, bool) {
-	end := len(b)
-	b = m.store.AppendFlow(b, h, 0, m.next, true, now)
+	end, compact := len(b), false
+	if s.base != 0 && m.compact && !repeat && m.refers(s.base) {
+		b, compact = m.store.AppendCompact(b, h, m.next, s.base, now)
+	}
+	if !compact {
+		b = m.store.AppendFlow(b, h, 0, m.next, true, now)
+	}
 	if len(b)-start > limit && end > start {
+		if !compact {
+			s.base = 0 // the store takes it for told
+		}
 		return b[:end], false
 	}
-	if m.store.Dead(h) {
+	switch dead := m.store.Dead(h); {
+	case dead:
 		m.account(s, 0, 0)
-	} else {
-		hash := wire.FlowHash(m.cfg.Session, b[end:])
+		s.base = 0
+	case compact:
+		m.account(s, wire.CompactHash(s.fixed, b[end:]), s.bucket)
+	default:
+		hash, fixed := wire.FlowHashes(m.cfg.Session, b[end:])
 		if repeat && hash == s.hash {
 			wire.SetRepeat(b[end:])
+		}
+		if fixed != 0 { // not an expectation, to which nothing refers
+			wire.SetHandle(b[end:], uint32(h))
+			s.base, s.fixed = m.next, fixed
 		}
 		m.account(s, hash, m.store.Bucket(h))
 	}
 	m.take(sent{h: h})
 	m.flying++
 	m.Stats.DataSent++
+	if compact {
+		m.Stats.CompactSent++
+	}
 	return b, true
+}
+
+// refers reports whether a message may refer to that with number n: it is not before
+// floor. Lengths, not serial comparisons: n may be as old as it likes.
+func (m *Machine) refers(n wire.Seq) bool { return m.next-n <= m.next-m.floor }
+
+// lookCompact looks whether all peers that count understand compact messages.
+func (m *Machine) lookCompact() {
+	m.compact = true
+	for _, p := range m.peers {
+		m.compact = m.compact && (p.compact || !p.counted)
+	}
 }
 
 // unsent stands for the hash of a state that no peer was told of. It is odd, so that

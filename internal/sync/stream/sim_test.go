@@ -38,6 +38,7 @@ const (
 	flawDigest      // digests always agree
 	flawLate        // what is late is applied as if it were not
 	flawSweep       // what was not confirmed is kept
+	flawBase        // a compact message is applied to whatever the handle leads to
 )
 
 func (w *network) failf(format string, args ...any) {
@@ -100,7 +101,7 @@ func (w *network) deliver(i, j int, from, to *node, b []byte) {
 		if w.delay > 0 {
 			at = at.Add(time.Duration(w.r.Int64N(int64(w.delay))))
 		}
-		to.inbox = append(to.inbox, simDatagram{at, from, from.session, b})
+		to.inbox = append(to.inbox, simDatagram{at, from, from.session, b, from.told})
 	}
 }
 
@@ -114,7 +115,7 @@ func differences(a, b *node) (missing, stale int) {
 			continue
 		}
 		alive++
-		if e, ok := x.entries[s.port]; !ok || e.mark != s.mark {
+		if e, ok := x.entries[s.port]; !ok || e.mark != s.mark || e.version != s.version {
 			missing++
 		}
 	}
@@ -154,6 +155,10 @@ func TestSimulation(t *testing.T) {
 			t.Fatalf("replay with: go test ./internal/sync/stream -run TestSimulation$ -seed %d", s)
 		}
 	}
+	t.Logf("%d compact messages applied, %d taken for lost", compacts, unfollowed)
+	if *seed == 0 && (compacts < 1000 || unfollowed < 100) {
+		t.Errorf("%d compact messages applied, %d taken for lost: too few to prove anything", compacts, unfollowed)
+	}
 }
 
 func isSet(name string) (set bool) {
@@ -177,7 +182,7 @@ func simulate(seed uint64, flaw flaw) []string {
 		w.now = -monotime.Time(time.Hour)
 	}
 	for i := range 2 + r.IntN(4) {
-		n := &node{w: w, name: string(rune('A' + i))}
+		n := &node{w: w, name: string(rune('A' + i)), old: (seed+uint64(i))%8 == 0}
 		w.nodes = append(w.nodes, n)
 		n.restart(false)
 	}
@@ -205,8 +210,19 @@ func simulate(seed uint64, flaw flaw) []string {
 	w.delay = 0 // nothing is out of order at the end
 	w.run(200*time.Millisecond, nil)
 	w.agree()
+	for _, n := range w.nodes {
+		compacts += n.m.Stats.CompactReceived
+		unfollowed += n.m.Stats.Unfollowed
+		if n.old && n.m.Stats.CompactSent > 0 {
+			w.failf("%s sent what it knows nothing of", n.name)
+		}
+	}
 	return w.wrong
 }
+
+// compacts and unfollowed count compact messages of all simulations, those that were
+// applied and those that were not.
+var compacts, unfollowed uint64
 
 // fault does something to n.
 func (w *network) fault(n *node, ports int, churn func()) {
@@ -324,6 +340,7 @@ func TestSimulationCanFail(t *testing.T) {
 		{flawDigest, " lacks "},
 		{flawLate, " goes back from "},
 		{flawSweep, " holds "},
+		{flawBase, " takes CT_"},
 	} {
 		found := ""
 		for s := uint64(1); s <= 50 && found == ""; s++ {

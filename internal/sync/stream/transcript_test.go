@@ -27,7 +27,7 @@ var rewrite = flag.Bool("rewrite", false, "rewrite the transcripts in testdata w
 //
 //	start A [seq=100] [window=N] [queue=N] [keep]   begin a process
 //	stop A                                          end it
-//	add A 1 2 5-9       flows begin; update and destroy likewise
+//	add A 1 2 5-9       flows begin; update and destroy likewise; pass changes their state only
 //	resync A            A wants everything of everyone
 //	bulk A              A sends everything to everyone
 //	corrupt B A 1 2     B loses entries that it holds of A
@@ -204,6 +204,10 @@ func (s *stage) control(n *node, words []string) {
 			}
 		}
 		s.print(&d, "  (recorded)")
+	case "pass":
+		for _, p := range s.ports(words[2:]) {
+			n.pass(p)
+		}
 	case "add", "update", "destroy":
 		for _, p := range s.ports(words[2:]) {
 			if _, ok := n.byPort[p]; ok != (words[0] != "add") {
@@ -313,7 +317,7 @@ func (s *stage) run(d string, options []string) {
 
 // send gives a datagram to everyone else.
 func (s *stage) send(n *node, b []byte, fates []*fate, quiet bool) {
-	d := simDatagram{s.w.now.Add(time.Millisecond), n, n.session, b}
+	d := simDatagram{s.w.now.Add(time.Millisecond), n, n.session, b, n.told}
 	m := s.parse(&d)
 	kind := m.Type.String()
 	if m.Type == wire.SyncCtl {
@@ -381,8 +385,13 @@ func (s *stage) print(d *simDatagram, what string) {
 // to 100, lacks 90-91, wants all".
 func (s *stage) describe(m *wire.Message) string {
 	c := m.Sync
-	if m.Type != wire.SyncCtl {
-		return fmt.Sprintf("%v #%d flow %d state %d", m.Type, m.Seq, m.Flow.Orig.SrcPort, m.Flow.Mark)
+	switch {
+	case m.Type == wire.CTState:
+		return fmt.Sprintf("%v #%d flow as of #%d, now state %d", m.Type, m.Seq, m.Base, m.State.Status)
+	case m.Type == wire.CTEnd:
+		return fmt.Sprintf("%v #%d flow as of #%d", m.Type, m.Seq, m.Base)
+	case m.Type != wire.SyncCtl:
+		return fmt.Sprintf("%v #%d flow %d state %d", m.Type, m.Seq, m.Flow.Orig.SrcPort, m.Flow.Status)
 	}
 	text := fmt.Sprintf("%v #%d", c.Kind, m.Seq)
 	switch c.Kind {
@@ -469,7 +478,7 @@ func (s *stage) show() {
 			s.out.WriteString("; holds")
 			x := n.held(p.Owner)
 			for _, port := range slices.Sorted(maps.Keys(x.entries)) {
-				fmt.Fprintf(&s.out, " %d:%d", port, x.entries[port].mark)
+				fmt.Fprintf(&s.out, " %d:%d", port, x.entries[port].version)
 				if x.entries[port].doubt {
 					s.out.WriteByte('?')
 				}
