@@ -10,11 +10,11 @@ import (
 	"strconv"
 )
 
-// Chart is a set of lines over common axes. Both axes begin at 0, unless LogX is set:
-// then the first is logarithmic, and all X must be positive.
+// Chart is a set of lines over common axes. Both axes begin at 0, unless LogX or LogY is
+// set: then that one is logarithmic, and all its values must be positive.
 type Chart struct {
 	Title, X, Y string // Title and the names of the axes
-	LogX        bool
+	LogX, LogY  bool
 	Series      []Series
 }
 
@@ -39,10 +39,10 @@ var colours = []string{"#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b58900", "#
 
 // SVG returns the chart as a document.
 func (c *Chart) SVG() []byte {
-	maxX, maxY, minX := 0.0, 0.0, math.Inf(1)
+	maxX, maxY, minX, minY := 0.0, 0.0, math.Inf(1), math.Inf(1)
 	for _, s := range c.Series {
 		for _, p := range s.Points {
-			maxX, maxY, minX = max(maxX, p.X), max(maxY, p.Y), min(minX, p.X)
+			maxX, maxY, minX, minY = max(maxX, p.X), max(maxY, p.Y), min(minX, p.X), min(minY, p.Y)
 		}
 	}
 	if maxX == 0 {
@@ -59,6 +59,17 @@ func (c *Chart) SVG() []byte {
 		posX = func(x float64) float64 { return left + (math.Log10(x)-lo)/(hi-lo)*(width-left-right) }
 	}
 	posY := func(y float64) float64 { return height - bottom - y/topY*(height-top-bottom) }
+	var ticksY []float64
+	if c.LogY && maxY > 0 {
+		minY, maxY = minY/1.2, maxY*1.2
+		lo, hi := math.Log10(minY), math.Log10(maxY)
+		posY = func(y float64) float64 { return height - bottom - (math.Log10(y)-lo)/(hi-lo)*(height-top-bottom) }
+		ticksY = logTicks(minY, maxY)
+	} else {
+		for y := 0.0; y <= topY+stepY/2; y += stepY {
+			ticksY = append(ticksY, y)
+		}
+	}
 
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n", width, height)
@@ -69,7 +80,7 @@ func (c *Chart) SVG() []byte {
 		b.WriteString("</text>\n")
 	}
 	text(left, 20, "start", ` font-size="14" font-weight="bold"`, c.Title)
-	for y := 0.0; y <= topY+stepY/2; y += stepY {
+	for _, y := range ticksY {
 		fmt.Fprintf(&b, `<path d="M%d %sH%d" stroke="#ddd"/>`+"\n", left, num(posY(y)), width-right)
 		text(left-6, posY(y)+4, "end", "", label(y))
 	}
@@ -106,17 +117,22 @@ func (c *Chart) SVG() []byte {
 
 func (c *Chart) ticksX(minX, maxX float64) (ticks []float64) {
 	if c.LogX {
-		for e := math.Floor(math.Log10(minX)); e <= math.Ceil(math.Log10(maxX)); e++ {
-			for _, m := range []float64{1, 2, 5} {
-				if x := m * math.Pow(10, e); x >= minX*0.9999 && x <= maxX*1.0001 {
-					ticks = append(ticks, x)
-				}
-			}
-		}
-		return ticks
+		return logTicks(minX, maxX)
 	}
 	for s, x := step(maxX), 0.0; x <= maxX*1.0001; x += s {
 		ticks = append(ticks, x)
+	}
+	return ticks
+}
+
+// logTicks returns the round numbers of a logarithmic axis.
+func logTicks(least, most float64) (ticks []float64) {
+	for e := math.Floor(math.Log10(least)); e <= math.Ceil(math.Log10(most)); e++ {
+		for _, m := range []float64{1, 2, 5} {
+			if x := m * math.Pow(10, e); x >= least*0.9999 && x <= most*1.0001 {
+				ticks = append(ticks, x)
+			}
+		}
 	}
 	return ticks
 }

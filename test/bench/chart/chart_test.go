@@ -11,6 +11,8 @@ func TestSVG(t *testing.T) {
 	for name, c := range map[string]Chart{
 		"nothing": {},
 		"one":     {Title: "a < b & c", X: "x", Y: "y", Series: []Series{{"one", []Point{{1, 0}}}}},
+		"log log": {LogX: true, LogY: true, Series: []Series{{"a", []Point{{1e3, 47}, {2e5, 0.6}}}}},
+		"log y":   {LogY: true},
 		"one log": {LogX: true, Series: []Series{{"one", []Point{{1e4, 2}}}}},
 		"log":     {LogX: true, Series: []Series{{"a", []Point{{1e4, 3}, {2e6, 4.5}}}, {"b", []Point{{1e5, 1}}}}},
 	} {
@@ -52,6 +54,16 @@ func TestAxisAndNames(t *testing.T) {
 		if strings.Contains(svg, not) {
 			t.Errorf("the axis has %s", not)
 		}
+	}
+	c.LogY, c.Series[0].Points[1].Y = true, 60
+	log := string(c.SVG())
+	for _, want := range []string{">1<", ">2<", ">5<", ">10<", ">20<", ">50<"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the logarithmic chart lacks %s", want)
+		}
+	}
+	if strings.Contains(log, ">0<") || strings.Contains(log, ">100<") {
+		t.Error("the logarithmic axis goes too far")
 	}
 	if first, last := strings.Index(svg, `y="296"`), strings.Index(svg, `y="312"`); first < 0 || last < first {
 		t.Errorf("names in rows at %d and %d", first, last)

@@ -34,7 +34,7 @@ func (r *Results) draw(dir string) error {
 		{"cpu-active.svg", "CPU of the active node's daemon", "µs per event", func(l *Load) float64 { return l.CPUActive / 1e3 }},
 		{"cpu-backup.svg", "CPU of the backup's daemon", "µs per message", func(l *Load) float64 { return l.CPUBackup / 1e3 }},
 	} {
-		ch := chart.Chart{Title: c.title, X: "events made a second", Y: c.y, LogX: true}
+		ch := chart.Chart{Title: c.title, X: "events made a second", Y: c.y, LogX: true, LogY: true}
 		for _, k := range []rig.Kind{rig.Conntrackd, rig.Sealed, rig.Plain} {
 			if s := curve(k, c.value); len(s.Points) > 0 {
 				ch.Series = append(ch.Series, s)
@@ -90,14 +90,14 @@ func (r *Results) drawScales(dir string) error {
 		}
 		return s
 	}
-	cost := chart.Chart{Title: name + ": cost by the number of flows", X: "standing flows", Y: "µs", LogX: true}
+	cost := chart.Chart{Title: name + ": cost by the number of flows", X: "standing flows", Y: "µs", LogX: true, LogY: true}
 	for i, l := range r.Scales[0].Churn {
 		at := fmt.Sprintf(" at %dk/s", l.Target/1000)
 		cost.Series = append(cost.Series,
 			line("an event"+at, func(s *Scale) float64 { return s.Churn[i].CPUActive / 1e3 }),
 			line("a message"+at, func(s *Scale) float64 { return s.Churn[i].CPUBackup / 1e3 }))
 	}
-	latency := chart.Chart{Title: name + ": 99th percentile of latency", X: "standing flows", Y: "ms", LogX: true, Series: []chart.Series{
+	latency := chart.Chart{Title: name + ": 99th percentile of latency", X: "standing flows", Y: "ms", LogX: true, LogY: true, Series: []chart.Series{
 		line("alone", func(s *Scale) float64 { return s.Calm.P99 * 1e3 }),
 		line("beside a bulk update", func(s *Scale) float64 { return s.Bulk.P99 * 1e3 }),
 		line("beside a resynchronisation", func(s *Scale) float64 { return s.Resync.P99 * 1e3 }),
