@@ -40,7 +40,7 @@ type parking struct {
 	yielding   bool // the internal cache is being walked
 	yieldPos   flow.Handle
 	marking    bool          // by the first walk, which says what may be yielded
-	yielded    int           // since this node is not in charge
+	yielded    int           // since this node was last told that it is not in charge
 	yieldAgain bool          // another walk is due, since another peer leads
 	yieldAt    monotime.Time // not before
 
@@ -63,8 +63,9 @@ type parking struct {
 
 // parkedKey is an entry to be deleted.
 type parkedKey struct {
-	tuple flow.Tuple
-	owner uint8
+	tuple   flow.Tuple
+	owner   uint8
+	yielded bool // a moment ago, and it is not parked yet
 }
 
 // Flags of external entries.
@@ -74,6 +75,7 @@ const (
 	extEnded                  // ended here: not parked again before its owner says something new
 	extMasterless             // its master was not there: it is parked without
 	extSeen                   // by the dump that runs
+	extYielded                // was ours, and is to be parked
 )
 
 const (
@@ -187,7 +189,7 @@ func (p *parking) mark(o *owned, h flow.Handle, parked bool) {
 		p.n++
 		return
 	}
-	o.cache.SetFlags(h, 0, extParked|extRemake)
+	o.cache.SetFlags(h, 0, extParked|extRemake|extYielded)
 	o.parked--
 	p.n--
 }
@@ -195,9 +197,9 @@ func (p *parking) mark(o *owned, h flow.Handle, parked bool) {
 // removed notes that entry h with key t is about to be removed.
 func (p *parking) removed(o *owned, h flow.Handle, t *flow.Tuple) {
 	p.undue(o, h)
-	if o.cache.Flags(h)&extParked != 0 {
+	if flags := o.cache.Flags(h); flags&extParked != 0 {
 		p.mark(o, h, false)
-		p.deletes.push(parkedKey{*t, o.id})
+		p.deletes.push(parkedKey{*t, o.id, flags&extYielded != 0})
 	}
 }
 
@@ -207,8 +209,8 @@ func (p *parking) flushed(o *owned, keep bool) {
 	p.waiting -= o.due.Len(1)
 	if !keep {
 		o.cache.Walk(0, 0, func(h flow.Handle) bool {
-			if o.cache.Flags(h)&extParked != 0 {
-				p.deletes.push(parkedKey{o.cache.Key(h), o.id})
+			if flags := o.cache.Flags(h); flags&extParked != 0 {
+				p.deletes.push(parkedKey{o.cache.Key(h), o.id, flags&extYielded != 0})
 			}
 			return true
 		})
@@ -343,7 +345,9 @@ func (e *Engine) nextPark(it *flow.Park, looked *int) bool {
 		}
 		other := false
 		r.holders(&k.tuple, func(o *owned, h flow.Handle) {
-			if o.id != k.owner && o.cache.Flags(h)&extEnded == 0 {
+			// What was yielded and is not parked yet cannot be parked for another one: it
+			// looks as if packets passed it, and becomes ours again.
+			if !k.yielded && o.id != k.owner && o.cache.Flags(h)&extEnded == 0 {
 				p.mark(o, h, false) // what is there may be another mapping
 				p.due(o, h)
 				other = true
@@ -434,7 +438,7 @@ func (e *Engine) parkRequest(o *owned, h flow.Handle, it *flow.Park) bool {
 	default:
 		it.Op = flow.ParkUpdate
 	}
-	o.cache.SetFlags(h, 0, extRemake)
+	o.cache.SetFlags(h, 0, extRemake|extYielded)
 	p.mark(o, h, true)
 	return true
 }
@@ -472,8 +476,8 @@ func (e *Engine) parkAnswered(b *flow.ParkBatch) {
 		p.mark(o, h, false)
 		switch it.Result {
 		case flow.ParkLocal:
-			if it.Op == flow.ParkUpdate && !e.ours(&key) {
-				e.lookSoon() // what was parked has become ours, and no event told of it
+			if !e.ours(&key) && e.filter.Match(&it.Flow) {
+				e.lookSoon() // it is, and no event told that packets have passed it
 			}
 		case flow.ParkNoMaster:
 			if it.IsExpect && it.Last {
@@ -676,7 +680,7 @@ func (e *Engine) Adopt(owner uint8, from flow.Handle, slots int, take func(f *fl
 // node carries, its own entries from before first. For functions run by Do.
 func (e *Engine) SetPassive(passive bool) {
 	if p := e.park; p != nil {
-		if !passive || !p.passive {
+		if passive && !p.passive {
 			p.yielded = 0
 		}
 		p.passive, p.yielding, p.marking, p.yieldPos = passive, passive, passive, 0
@@ -745,6 +749,7 @@ func (e *Engine) yield(h flow.Handle, o *owned, eh flow.Handle) bool {
 		return false
 	}
 	p.mark(o, eh, true)
+	o.cache.SetFlags(eh, extYielded, 0)
 	e.Stats.Yielded++
 	p.yielded++
 	// The kernel's entry lives on: what is told of it later is not of the past.

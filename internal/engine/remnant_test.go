@@ -216,9 +216,16 @@ func TestRemnantsBesideYielded(t *testing.T) {
 		}
 		ends, _ := a.judge(RemnantRule{All: true})
 		wantTuples(t, "what nobody has", ends, 3)
+		// In charge again at once, it still knows that a peer has taken over.
 		a.do(func() { a.SetPassive(false) })
-		if n := a.count(false); n.Yielded != 0 {
+		if n := a.count(true); n != (Remnants{All: 1, Short: 1, Yielded: 9}) || !n.TakenOver() {
 			t.Errorf("in charge again: %+v", n)
+		}
+		a.slices(a.ForgetRemnants)
+		a.do(func() { a.SetPassive(true) })
+		a.mark()
+		if n := a.count(false); n.Yielded != 0 {
+			t.Errorf("not in charge, once more: %+v", n)
 		}
 		a.stop()
 		b.stop()
