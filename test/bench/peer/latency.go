@@ -83,7 +83,13 @@ const (
 
 	// warmUp is how long a load goes on before something happens beside it.
 	warmUp = 500 * time.Millisecond
+
+	// onTheWay is for how long an end may be on its way after the load is over.
+	onTheWay = 3 * time.Second
 )
+
+// errShort says that the load was over before what happened beside it.
+var errShort = errors.New("the load was over before what happened beside it")
 
 // watch looks at the backup until stop is closed. It takes a thread of its own at
 // real-time priority: it works for a moment each time, and must not wait for a
@@ -173,7 +179,14 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d t
 	if err == nil {
 		err = werr
 	}
-	time.Sleep(p.patience() / 5) // for those that are on their way
+	if err == nil { // for those that are on their way
+		// What does not come is counted below.
+		_ = rig.Wait(onTheWay, "all ends are known", func() (bool, error) {
+			time.Sleep(lookEvery)
+			c, err := p.b.Counters()
+			return c.Deleted-first.Deleted >= uint64(len(g.ends)), err
+		})
+	}
 	close(stop)
 	w := <-done
 	if err == nil {
@@ -195,7 +208,7 @@ func (p *pairUnderTest) latency(ctx context.Context, g *generator, rate int, d t
 		begun, until = g.ends[0], last
 	}
 	if until.After(last) {
-		return l, fmt.Errorf("latency: the load was over %v before what happened beside it", until.Sub(last))
+		return l, fmt.Errorf("latency: %w, which took %v", errShort, until.Sub(begun))
 	}
 	all := ages(g.ends, w.looks, begun, until)
 	if len(all) == 0 {
