@@ -679,6 +679,33 @@ func TestWarm(t *testing.T) {
 	if after := c.Stats(); after != before || c.Len() != len(want) {
 		t.Errorf("it changed something: %+v, was %+v", after, before)
 	}
+
+	gone := want[0]
+	c.Remove(gone)
+	before, want = c.Stats(), want[1:]
+	other := 0
+	for _, h := range want {
+		c.Touch(h)
+		c.AnnounceRemove(h)
+	}
+	for i, h := range c.Warm() {
+		if h != want[i] {
+			other++
+		}
+	}
+	if other > 4 {
+		t.Errorf("%d of %d entries to be removed are not found", other, len(want))
+	}
+	for _, h := range []Handle{0, gone, c.HighHandle() + 1, 1 << 31} { // none of them names an entry
+		c.Touch(h)
+		c.AnnounceRemove(h)
+	}
+	if n := len(c.Warm()); n != 4 {
+		t.Errorf("%d of 4", n)
+	}
+	if after := c.Stats(); after != before || c.Len() != len(want) {
+		t.Errorf("it changed something: %+v, was %+v", after, before)
+	}
 	if n := testing.AllocsPerRun(100, func() {
 		k := tupleOf(1)
 		c.Announce(&k)

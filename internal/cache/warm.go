@@ -70,5 +70,15 @@ func (c *Cache) Touch(h Handle) uint64 {
 		return 0
 	}
 	r := c.records.at(uint32(h))
-	return r.word + uint64(r.status)
+	return r.word + uint64(r.state)
+}
+
+// AnnounceRemove says that entry h, which need not be there, will be removed soon. It
+// counts as a lookup that was announced.
+func (c *Cache) AnnounceRemove(h Handle) {
+	c.warm.hash[c.warm.n] = 0
+	if h != 0 && uint32(h) <= c.records.used {
+		c.warm.hash[c.warm.n] = c.hashOf(uint32(h))
+	}
+	c.warm.n++
 }

@@ -300,7 +300,7 @@ func (o *owned) at(h flow.Handle) *meta {
 // be.
 func (r *Replica) warm(owner uint8, in *inbox) {
 	o := r.owners[owner]
-	n := 0
+	n, compact := 0, false
 	var announced [len(in.msgs)]uint8
 	for i := range in.n {
 		in.near[i] = 0
@@ -312,8 +312,24 @@ func (r *Replica) warm(owner uint8, in *inbox) {
 			announced[n] = uint8(i)
 			n++
 		case m.IsCompact():
-			if h := flow.Handle(o.names.get(m.Handle)); h != 0 && h&noRoom == 0 {
+			if h := flow.Handle(o.names.get(m.Handle)); h&noRoom == 0 {
+				in.near[i], compact = h, true
+			}
+		}
+	}
+	// What a step reads says what the next one has to: each is a pass of its own, so that
+	// all wait together.
+	if compact {
+		for i := range in.n {
+			if h := in.near[i]; h != 0 {
 				r.warmed += o.cache.Touch(h) + o.at(h).hash
+			}
+		}
+		for i := range in.n {
+			if h := in.near[i]; h != 0 && in.msgs[i].Type == wire.CTEnd {
+				o.cache.AnnounceRemove(h)
+				announced[n] = uint8(i)
+				n++
 			}
 		}
 	}
