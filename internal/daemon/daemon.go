@@ -128,6 +128,7 @@ func (d *Daemon) open(cfg *config.Config) (err error) {
 	if err := d.checkHost(); err != nil {
 		return err
 	}
+	d.checkUsed(cfg)
 	listen := ctnetlink.ListenConfig{BufferSize: cfg.Events.Buffer, BufferMax: cfg.Events.BufferMax}
 	if cfg.Takeover.Mode == config.TakeoverInstant {
 		if err := d.openParker(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"go.uber.org/zap"
 
 	"syncd/internal/commit"
+	"syncd/internal/config"
 	"syncd/internal/engine"
 	"syncd/internal/flow"
 	"syncd/internal/monotime"
@@ -38,6 +39,19 @@ type usedFirst struct {
 	// nothing of entries that have changed since, which are handed out again.
 	handed map[uint8][]uint64
 	early  int // entries handed out before their turn
+}
+
+// checkUsed warns at the start, and not only at a takeover, if packets cannot be seen.
+func (d *Daemon) checkUsed(cfg *config.Config) {
+	if !cfg.Commit.UsedFirst || cfg.Takeover.Mode != config.TakeoverCommit {
+		return
+	}
+	t, err := tap.Open()
+	if err != nil {
+		d.log.Warn("a commit will not put connections in use before the others: give the daemon the capability, or set commit.used_first = false", zap.Error(err))
+		return
+	}
+	_ = t.Close() // nothing was read from it
 }
 
 // openUsed begins to look at packets for a commit of so many entries.

@@ -24,6 +24,8 @@ type firewall struct {
 	node *lab.Node
 	real bool // conntrackd, not syncd
 
+	without string // a capability that the daemon does not get, as setpriv(1) names it
+
 	config string // file
 	socket string // of control
 	log    string // file
@@ -124,6 +126,9 @@ func (f *firewall) Start() {
 	name := bin
 	if f.real {
 		name, args = "conntrackd", []string{"-C", f.config}
+	}
+	if f.without != "" {
+		name, args = "setpriv", append([]string{"--bounding-set=-" + f.without, name}, args...)
 	}
 	out, err := os.OpenFile(f.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	ok(f.t, err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -13,13 +14,26 @@ var usedFirst = regexp.MustCompile(`"used_first": ?(\d+)`)
 // In a commit of a large table the connections of which packets come are committed before
 // the others, with and without source NAT. In the order of the cache they would come last.
 func TestUsedFirst(t *testing.T) {
-	for _, on := range []bool{true, false} {
-		t.Run(fmt.Sprintf("used_first %v", on), func(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		on      bool
+		without string // a capability
+	}{{"on", true, ""}, {"off", false, ""}, {"no capability", true, "net_raw"}} {
+		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			p := newPair(t)
-			extra := fmt.Sprintf("[commit]\nused_first = %v\n", on)
+			extra := fmt.Sprintf("[commit]\nused_first = %v\n", c.on)
 			fw1 := newSyncd(t, p.FW1, syncdConfig(extra, newLink(udp4, 0, 1)))
 			fw2 := newSyncd(t, p.FW2, syncdConfig(extra, newLink(udp4, 0, 2)))
+			if c.without != "" {
+				need(t, "setpriv")
+				fw2.Stop()
+				fw2.without = c.without
+				fw2.Start()
+			}
+			if warned := strings.Contains(fw2.Log(), "CAP_NET_RAW is missing"); warned != (c.without != "") {
+				t.Errorf("a warning at the start: %v\n%s", warned, fw2.Log())
+			}
 			fw1.Primary()
 			fw2.Backup()
 			k1 := openKernel(t, p.FW1)
@@ -36,7 +50,7 @@ func TestUsedFirst(t *testing.T) {
 			time.Sleep(2 * grace)
 			live.check(t, "after the takeover")
 			m := usedFirst.FindStringSubmatch(fw2.Log())
-			if !on {
+			if !c.on || c.without != "" {
 				if m != nil {
 					t.Errorf("packets were looked at: %s", m[0])
 				}
