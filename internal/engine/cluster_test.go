@@ -456,7 +456,7 @@ func (c *cluster) change(m *member) {
 				f.Mark = m.version
 			case !c.parks: // nothing but its state changes
 				f.Status = f.Status&0xffff | m.version<<16
-			case f.TCPState >= flow.TCPEstablished: // as of a connection that closes
+			case f.TCPState >= flow.TCPEstablished && f.TCPFlags[0]&f.TCPFlags[1]&flow.TCPFlagWindowScale != 0: // as of a connection that closes
 				f.TCPState = flow.TCPEstablished + uint8(m.version%4)
 			}
 			f.Timeout = 300
