@@ -131,7 +131,7 @@ type receiver struct {
 // gather is how long datagrams may pile up in the kernel while they follow each other
 // within that time, so that a wake-up carries many. A datagram after a pause is received
 // at once.
-const gather = 800 * time.Microsecond
+const gather = 700 * time.Microsecond
 
 func (r *receiver) init(l *Link, s *sockets) {
 	r.socket = s.recv

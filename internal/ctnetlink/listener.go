@@ -30,11 +30,12 @@ const (
 	// so that buffer size / minTruesize bounds the queue from above.
 	minTruesize = 512
 
-	// A read of 32 events makes the wake-up a small part of their cost. This and the pause
+	// A read of some 50 events makes the wake-up a small part of their cost; fewer than 12 are
+	// worth a longer pause. This and the pause
 	// of the receiving node's link are most of the time that an event takes to the peer.
 	defaultGather = 500 * time.Microsecond
 	longestGather = 600 * time.Microsecond
-	fewEvents     = 32
+	fewEvents     = 12
 )
 
 // ListenConfig says how to listen. The zero value listens in the current network
