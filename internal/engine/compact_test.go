@@ -139,7 +139,7 @@ func TestCompactTellsAll(t *testing.T) {
 		e.internal.SetDead(h)
 		tell(true, true)
 	})
-	if compacts < 100 || wholes < 100 {
+	if min(compacts, wholes) < 15 { // with -short there are a fifth of the cases
 		t.Errorf("%d compact messages, %d others: too few to prove anything", compacts, wholes)
 	}
 }
