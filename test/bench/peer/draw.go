@@ -12,6 +12,18 @@ import (
 
 var kindNames = map[rig.Kind]string{rig.Sealed: "syncd, sealed", rig.Plain: "syncd, conntrackd's dialect", rig.Conntrackd: "conntrackd", rig.Instant: "syncd, instant takeover"}
 
+// write writes a chart to a file, unless there is nothing to draw: then a chart of
+// other results stays.
+func write(dir, name string, c *chart.Chart) error {
+	if len(c.Series) == 0 {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(dir, name), c.SVG(), 0o644); err != nil {
+		return fmt.Errorf("chart: %w", err)
+	}
+	return nil
+}
+
 // draw writes the charts of docs/performance.md.
 func (r *Results) draw(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -40,8 +52,8 @@ func (r *Results) draw(dir string) error {
 				ch.Series = append(ch.Series, s)
 			}
 		}
-		if err := os.WriteFile(filepath.Join(dir, c.file), ch.SVG(), 0o644); err != nil {
-			return fmt.Errorf("chart: %w", err)
+		if err := write(dir, c.file, &ch); err != nil {
+			return err
 		}
 	}
 	if err := r.drawLatency(dir); err != nil {
@@ -68,13 +80,7 @@ func (r *Results) drawLatency(dir string) error {
 			c.Series = append(c.Series, s)
 		}
 	}
-	if len(c.Series) == 0 {
-		return nil
-	}
-	if err := os.WriteFile(filepath.Join(dir, "latency.svg"), c.SVG(), 0o644); err != nil {
-		return fmt.Errorf("chart: %w", err)
-	}
-	return nil
+	return write(dir, "latency.svg", &c)
 }
 
 // drawScales writes the charts by the number of flows, if there is something to draw.
@@ -97,7 +103,7 @@ func (r *Results) drawScales(dir string) error {
 			line("an event"+at, func(s *Scale) float64 { return s.Churn[i].CPUActive / 1e3 }),
 			line("a message"+at, func(s *Scale) float64 { return s.Churn[i].CPUBackup / 1e3 }))
 	}
-	latency := chart.Chart{Title: name + ": 99th percentile of latency", X: "standing flows", Y: "ms", LogX: true, LogY: true, Series: []chart.Series{
+	latency := chart.Chart{Title: name + ": 99th percentile of latency", X: "standing flows", Y: "ms", LogX: true, Series: []chart.Series{
 		line("alone", func(s *Scale) float64 { return s.Calm.P99 * 1e3 }),
 		line("beside a bulk update", func(s *Scale) float64 { return s.Bulk.P99 * 1e3 }),
 		line("beside a resynchronisation", func(s *Scale) float64 { return s.Resync.P99 * 1e3 }),
@@ -112,8 +118,8 @@ func (r *Results) drawScales(dir string) error {
 		line("backup", func(s *Scale) float64 { return s.GCBackup * 100 }),
 	}}
 	for name, c := range map[string]*chart.Chart{"scale-gc.svg": &gc, "scale-cost.svg": &cost, "scale-latency.svg": &latency, "scale-memory.svg": &memory} {
-		if err := os.WriteFile(filepath.Join(dir, name), c.SVG(), 0o644); err != nil {
-			return fmt.Errorf("chart: %w", err)
+		if err := write(dir, name, c); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -206,3 +206,23 @@ func TestStages(t *testing.T) {
 		t.Errorf("%d flows stand, want 100", len(table))
 	}
 }
+
+// A chart of which the results have nothing stays what it was: the curves by rate and
+// those by the number of flows come from runs of their own.
+func TestDrawLeavesOthersAlone(t *testing.T) {
+	dir := t.TempDir()
+	other := filepath.Join(dir, "cpu-backup.svg")
+	if err := os.WriteFile(other, []byte("of another run"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := Results{Scales: []Scale{{Kind: rig.Sealed, Flows: 1000, Churn: []Load{{Target: 1000, CPUActive: 1, CPUBackup: 1}}}}}
+	if err := r.draw(dir); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(other); err != nil || string(b) != "of another run" {
+		t.Errorf("%s, %v", b, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "scale-cost.svg")); err != nil || !bytes.Contains(b, []byte("<svg")) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
