@@ -17,7 +17,7 @@ import (
 func TestQuick(t *testing.T) {
 	dir, bin := t.TempDir(), rigtest.Build(t, "conntrackd")
 	o := options{bin: bin, runs: 1, churn: 1000, json: filepath.Join(dir, "results.json"), add: true}
-	if err := o.parse("syncd,conntrackd", "300"); err != nil {
+	if err := o.parse("syncd,conntrackd", "300", ""); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
@@ -70,7 +70,7 @@ func TestParse(t *testing.T) {
 		{"syncd", "1,x", `-flows: "x" is no number`},
 		{"syncd", "0", `-flows: "0" is no number`},
 	} {
-		if err := new(options).parse(tt.kinds, tt.flows); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+		if err := new(options).parse(tt.kinds, tt.flows, ""); err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("%v: %v", tt, err)
 		}
 	}

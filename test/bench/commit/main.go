@@ -15,11 +15,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"syncd/test/bench/rig"
@@ -49,28 +47,12 @@ func main() {
 	flag.StringVar(&env, "env", "", "more of the environment of syncd, separated by commas")
 	flag.StringVar(&o.json, "json", "", "write all results to this `file`")
 	flag.BoolVar(&o.add, "add", false, "add to the results in the file of -json instead of replacing them")
-	flag.Parse()
-	err := o.parse(kinds, flows)
-	if err == nil && flag.NArg() > 0 {
-		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "commit:", err)
-		os.Exit(2)
-	}
-	if env != "" {
-		o.env = strings.Split(env, ",")
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, &o, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "commit:", err)
-		os.Exit(1)
-	}
+	rig.Main("commit", func() error { return o.parse(kinds, flows, env) },
+		func(ctx context.Context) error { return run(ctx, &o, os.Stdout) })
 }
 
 // parse takes over the lists.
-func (o *options) parse(kinds, flows string) (err error) {
+func (o *options) parse(kinds, flows, env string) (err error) {
 	if o.kinds, err = rig.ParseKinds(kinds); err != nil {
 		return fmt.Errorf("-kinds: %w", err)
 	}
@@ -80,6 +62,9 @@ func (o *options) parse(kinds, flows string) (err error) {
 			return fmt.Errorf("-flows: %q is no number up to %d", f, maxFlows)
 		}
 		o.flows = append(o.flows, n)
+	}
+	if env != "" {
+		o.env = strings.Split(env, ",")
 	}
 	return nil
 }

@@ -18,8 +18,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"syncd/test/bench/rig"
@@ -63,21 +61,8 @@ func main() {
 	flag.DurationVar(&o.cut, "cut", 10*time.Second, "how long the link is cut")
 	flag.StringVar(&o.json, "json", "", "write all results to this `file`")
 	flag.StringVar(&o.markdown, "markdown", "", "write the tables to this `file`, as docs/performance.md shows them")
-	flag.Parse()
-	err := o.parse(kinds, cutKinds)
-	if err == nil && flag.NArg() > 0 {
-		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "failover:", err)
-		os.Exit(2)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if err := run(ctx, &o, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "failover:", err)
-		os.Exit(1)
-	}
+	rig.Main("failover", func() error { return o.parse(kinds, cutKinds) },
+		func(ctx context.Context) error { return run(ctx, &o, os.Stdout) })
 }
 
 // parse takes over the lists and checks the numbers.

@@ -60,7 +60,7 @@ func TestShares(t *testing.T) {
 // counted, and are repaired when it is lifted.
 func TestConfined(t *testing.T) {
 	o := options{bin: rigtest.Build(t), quick: true}
-	if err := o.parse("syncd", "1", ""); err != nil {
+	if err := o.parse("syncd", "1", "", ""); err != nil {
 		t.Fatal(err)
 	}
 	r, err := rig.New(o.bin)

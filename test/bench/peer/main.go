@@ -13,13 +13,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"syncd/internal/lab"
@@ -71,28 +69,15 @@ func main() {
 	flag.BoolVar(&o.report, "report", false, "measure nothing: only show what the file of -json has")
 	flag.StringVar(&scale, "scale", "", "instead of all that: syncd alone, sealed (or with -kinds syncd-instant), beside so many standing flows, a list (10000,100000,1000000,2000000)")
 	flag.StringVar(&held, "held", "", "instead of all that: search for the highest rate held while each daemon has such a share of one processor, a list (0.4,0); 0 is no limit")
-	flag.Parse()
-	err := o.parse(kinds, rates, scale)
-	if err == nil {
-		o.held, err = shares(held)
-	}
-	if err == nil && flag.NArg() > 0 {
-		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "peer:", err)
-		os.Exit(2)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o, os.Stdout); err != nil {
-		fmt.Fprintln(os.Stderr, "peer:", err)
-		os.Exit(1)
-	}
+	rig.Main("peer", func() error { return o.parse(kinds, rates, scale, held) },
+		func(ctx context.Context) error { return run(ctx, o, os.Stdout) })
 }
 
 // parse takes over the lists.
-func (o *options) parse(kinds, rates, scale string) (err error) {
+func (o *options) parse(kinds, rates, scale, held string) (err error) {
+	if o.held, err = shares(held); err != nil {
+		return err
+	}
 	if o.kinds, err = rig.ParseKinds(kinds); err != nil {
 		return fmt.Errorf("-kinds: %w", err)
 	}

@@ -33,7 +33,7 @@ func quickly(t *testing.T, kinds, scale string) (r Results, out, dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	o := options{bin: rigtest.Build(t), quick: true, json: filepath.Join(dir, "results.json"), charts: dir}
-	if err := o.parse(kinds, "1", scale); err != nil {
+	if err := o.parse(kinds, "1", scale, ""); err != nil {
 		t.Fatal(err)
 	}
 	var printed bytes.Buffer
