@@ -125,6 +125,7 @@ func hostSetup(cfg *config.Config) *host.Setup {
 		Labels: cfg.Filter.Labels, MarkMask: cfg.Filter.MarkMask,
 		Expectations: host.Helpers{All: cfg.Filter.Expectations.All, Names: cfg.Filter.Expectations.Helpers},
 		Instant:      cfg.Takeover.Mode == config.TakeoverInstant,
+		UsedFirst:    cfg.Commit.UsedFirst && cfg.Takeover.Mode == config.TakeoverCommit,
 	}
 	for i := range cfg.Links {
 		l := &cfg.Links[i]

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Facts are what was read from the host. A part that could not be read says why.
@@ -17,6 +19,7 @@ type Facts struct {
 	Expects Reading // expectations in the table
 
 	Admin      Reading // "present" or "missing": CAP_NET_ADMIN of this process
+	Raw        Reading // the same of CAP_NET_RAW
 	Modules    map[string]Support
 	Buffers    Buffers
 	Interfaces map[string]Interface
@@ -63,7 +66,7 @@ func Read(ctx context.Context, s *Setup) *Facts {
 	}
 	f.Count = readFile(filepath.Join(procSys, "net/netfilter/nf_conntrack_count"))
 	f.Expects = countLines("/proc/thread-self/net/nf_conntrack_expect")
-	f.Admin = readAdmin()
+	f.Admin, f.Raw = readCapability(unix.CAP_NET_ADMIN), readCapability(unix.CAP_NET_RAW)
 	f.Rules = readRuleset(ctx)
 	f.Modules = readModules(f.Kernel, wantedModules(f, s))
 	f.Buffers = probeBuffers(s)

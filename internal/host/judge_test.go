@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func goodFacts() *Facts {
 	f := &Facts{
 		Kernel: "6.18.44", Sysctls: map[string]Reading{},
-		Count: Reading{Value: "1000"}, Expects: Reading{Value: "0"}, Admin: Reading{Value: "present"},
+		Count: Reading{Value: "1000"}, Expects: Reading{Value: "0"}, Admin: Reading{Value: "present"}, Raw: Reading{Value: "present"},
 		Modules:    map[string]Support{"nf_nat": SupportLoaded},
 		Interfaces: map[string]Interface{"sync0": {Up: true, Running: true, MTU: 1500, Index: 2, Addresses: []netip.Addr{addrA}}},
 		Addresses:  []string{addrA.String()},
@@ -99,6 +99,8 @@ func TestJudge(t *testing.T) {
 		{"kernel.conntrack", OK, "", nil},
 		{"kernel.cap_net_admin", OK, "", nil},
 		{"kernel.cap_net_admin", Error, "run as root", func(f *Facts, _ *Setup) { f.Admin.Value = "missing" }},
+		{"kernel.cap_net_raw", OK, "", func(_ *Facts, s *Setup) { s.UsedFirst = true }},
+		{"kernel.cap_net_raw", Warning, "commit.used_first = false", func(f *Facts, s *Setup) { s.UsedFirst, f.Raw.Value = true, "missing" }},
 		{"kernel.cap_net_admin", Unknown, "no", func(f *Facts, _ *Setup) { f.Admin = Reading{Err: "no"} }},
 		{"kernel.ctnetlink", OK, "", nil},
 		{"kernel.ctnetlink", Error, "modprobe nf_conntrack_netlink", func(f *Facts, _ *Setup) { f.Ctnetlink = unix.EINVAL }},

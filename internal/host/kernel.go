@@ -144,14 +144,14 @@ func eachLine(f io.ReadCloser, fn func(string)) {
 	}
 }
 
-// readAdmin looks at the effective set of the calling thread.
-func readAdmin() Reading {
+// readCapability looks at the effective set of the calling thread.
+func readCapability(c uint) Reading {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &data[0]); err != nil {
 		return Reading{Err: fmt.Sprintf("capget: %v", err)}
 	}
-	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+	if data[0].Effective&(1<<c) == 0 {
 		return Reading{Value: "missing"}
 	}
 	return Reading{Value: "present"}
@@ -170,7 +170,11 @@ func judgeKernel(f *Facts, s *Setup) []Finding {
 		track.Verdict, track.Found, track.Want = Error, "without events", "CONFIG_NF_CONNTRACK_EVENTS"
 		track.Why = "this kernel was built without conntrack events, so nothing can be replicated"
 	}
-	all := []Finding{judgeAdmin(f), track}
+	all := []Finding{judgeAdmin(f)}
+	if s.UsedFirst {
+		all = append(all, judgeRaw(f))
+	}
+	all = append(all, track)
 	if tracks {
 		all = append(all, judgeCtnetlink(f))
 	}
@@ -182,12 +186,26 @@ func judgeKernel(f *Facts, s *Setup) []Finding {
 }
 
 func judgeAdmin(f *Facts) Finding {
-	out := Finding{ID: "kernel.cap_net_admin", Found: f.Admin.Value, Want: "present", Why: "needed to listen to and change conntrack entries"}
+	return judgeCapability(f.Admin, Error, Finding{
+		ID: "kernel.cap_net_admin", Why: "needed to listen to and change conntrack entries", Fix: "run as root, or with CAP_NET_ADMIN",
+	})
+}
+
+func judgeRaw(f *Facts) Finding {
+	return judgeCapability(f.Raw, Warning, Finding{
+		ID: "kernel.cap_net_raw", Why: "needed to commit connections in use before the others", Fix: "run as root, or with CAP_NET_RAW, or set commit.used_first = false",
+	})
+}
+
+// judgeCapability completes a finding about a capability, of which out has the fix.
+func judgeCapability(r Reading, missing Verdict, out Finding) Finding {
+	fix := out.Fix
+	out.Found, out.Want, out.Fix = r.Value, "present", ""
 	switch {
-	case !f.Admin.ok():
-		out.Verdict, out.Found, out.Why = Unknown, "unreadable", f.Admin.Err
-	case f.Admin.Value != "present":
-		out.Verdict, out.Found, out.Fix = Error, "missing", "run as root, or with CAP_NET_ADMIN"
+	case !r.ok():
+		out.Verdict, out.Found, out.Why = Unknown, "unreadable", r.Err
+	case r.Value != "present":
+		out.Verdict, out.Found, out.Fix = missing, "missing", fix
 	}
 	return out
 }

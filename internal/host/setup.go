@@ -19,6 +19,7 @@ type Setup struct {
 	MarkMask     uint32 // bits of the mark that are replicated
 	Expectations Helpers
 	Instant      bool // entries of the peers are in the kernel before a takeover
+	UsedFirst    bool // a commit looks at packets
 }
 
 // Helpers says for which helpers expectations are replicated.
