@@ -31,8 +31,8 @@ const (
 	minTruesize = 512
 
 	// A read of some 50 events makes the wake-up a small part of their cost; fewer than 12 are
-	// worth a longer pause. This and the pause
-	// of the receiving node's link are most of the time that an event takes to the peer.
+	// worth a longer pause. This and the pause of the receiving node's link are most of the
+	// time that an event takes to the peer.
 	defaultGather = 500 * time.Microsecond
 	longestGather = 600 * time.Microsecond
 	fewEvents     = 12

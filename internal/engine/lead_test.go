@@ -358,7 +358,7 @@ func TestRolesAtRandom(t *testing.T) {
 			t.Fatalf("replay with: go test ./internal/engine -run 'TestRolesAtRandom$' -seed %d", first+s)
 		}
 	}
-	if n >= 60 && (yielded == 0 || purged == 0) { // of a few seeds it happens that none purges
+	if n > 1 && yielded == 0 || n >= 60 && purged == 0 { // of a few seeds it happens that none purges
 		t.Errorf("%d flows were yielded and %d purged: nothing was tested", yielded, purged)
 	}
 }

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,26 +57,37 @@ func TestIdle(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Second)
-			const watch = 8 * time.Second
-			var before [2]uint64
-			var cpu [2]time.Duration
-			for i, d := range pair {
-				if before[i], err = Wakeups(d.PID); err != nil {
-					t.Fatal(err)
+			// Other work on the machine wakes them too, by what it delays: the calmest of some
+			// moments counts.
+			const watch, moments, most = 4 * time.Second, 4, 12
+			calmest := [2]float64{math.Inf(1), math.Inf(1)}
+			for range moments {
+				var before [2]uint64
+				var cpu [2]time.Duration
+				for i, d := range pair {
+					if before[i], err = Wakeups(d.PID); err != nil {
+						t.Fatal(err)
+					}
+					cpu[i], _ = CPU(d.PID)
 				}
-				cpu[i], _ = CPU(d.PID)
+				time.Sleep(watch)
+				for i, d := range pair {
+					after, err := Wakeups(d.PID)
+					if err != nil {
+						t.Fatal(err)
+					}
+					used, _ := CPU(d.PID)
+					rate := float64(after-before[i]) / watch.Seconds()
+					t.Logf("%s: %.1f wake-ups a second, %.3f %% of a processor", d.Node.Name(), rate, 100*(used-cpu[i]).Seconds()/watch.Seconds())
+					calmest[i] = min(calmest[i], rate)
+				}
+				if max(calmest[0], calmest[1]) <= most {
+					return
+				}
 			}
-			time.Sleep(watch)
 			for i, d := range pair {
-				after, err := Wakeups(d.PID)
-				if err != nil {
-					t.Fatal(err)
-				}
-				used, _ := CPU(d.PID)
-				rate := float64(after-before[i]) / watch.Seconds()
-				t.Logf("%s: %.1f wake-ups a second, %.3f %% of a processor", d.Node.Name(), rate, 100*(used-cpu[i]).Seconds()/watch.Seconds())
-				if rate > 20 {
-					t.Errorf("%s wakes %.1f times a second with nothing to do", d.Node.Name(), rate)
+				if calmest[i] > most {
+					t.Errorf("%s wakes %.1f times a second with nothing to do", d.Node.Name(), calmest[i])
 				}
 			}
 		})
