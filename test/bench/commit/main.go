@@ -9,7 +9,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -74,15 +73,8 @@ func (o *options) earlier() (samples []Sample, err error) {
 	if !o.add {
 		return nil, nil
 	}
-	b, err := os.ReadFile(o.json)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
 	var r Report
-	err = json.Unmarshal(b, &r)
+	err = rig.LoadResults(o.json, &r)
 	return r.Samples, err
 }
 
@@ -123,12 +115,5 @@ func run(ctx context.Context, o *options, out io.Writer) (err error) {
 	}
 	report := summarize(o, samples)
 	report.table(out)
-	if o.json == "" {
-		return nil
-	}
-	b, err := json.MarshalIndent(report, "", "\t")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(o.json, append(b, '\n'), 0o644)
+	return rig.SaveResults(o.json, report)
 }

@@ -119,7 +119,7 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	debug.SetGCPercent(800) // the generator should not pause for its own garbage
 	var res Results
 	if o.add || o.report {
-		if err := res.load(o.json); err != nil {
+		if err := rig.LoadResults(o.json, &res); err != nil {
 			return err
 		}
 	}
@@ -129,8 +129,8 @@ func run(ctx context.Context, o options, out io.Writer) error {
 		}
 	}
 	res.table(out)
-	if o.json != "" && !o.report {
-		if err := res.save(o.json); err != nil {
+	if !o.report {
+		if err := rig.SaveResults(o.json, &res); err != nil {
 			return err
 		}
 	}

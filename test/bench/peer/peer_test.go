@@ -41,7 +41,7 @@ func quickly(t *testing.T, kinds, scale string) (r Results, out, dir string) {
 		t.Fatalf("%v\n%s", err, &printed)
 	}
 	t.Logf("%s", &printed)
-	if err := r.load(o.json); err != nil {
+	if err := rig.LoadResults(o.json, &r); err != nil {
 		t.Fatal(err)
 	}
 	return r, printed.String(), dir
